@@ -1,0 +1,1 @@
+"""Everything that makes samples and tables: networks, guidance, sampling, training, studies, reports."""
