@@ -1,0 +1,170 @@
+"""The EDM sampler (Karras et al. 2022, Algorithm 2) and its per-seed random streams."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from metrics.files import InputError
+from repro.guidance import guided, noise_levels
+from repro.networks import Denoiser
+
+
+class SeedStreams:
+    """One random stream per seed, so that a sample depends on its seed alone.
+
+    Args:
+        device: where the numbers are drawn; CPU and CUDA streams differ.
+        seeds: one per sample; taken modulo 2^32.
+    """
+
+    def __init__(self, device: torch.device | str, seeds: Sequence[int]) -> None:
+        self.device = torch.device(device)
+        self.seeds = [int(seed) for seed in seeds]
+        self.generators = [torch.Generator(self.device).manual_seed(seed % 2**32) for seed in self.seeds]
+
+    def randn(self, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Unit normal numbers [len(seeds), ...]."""
+        self._check(size)
+        draws = [torch.randn(size[1:], generator=g, device=self.device, dtype=dtype) for g in self.generators]
+        return torch.stack(draws)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """Unit normal numbers with the shape and dtype of `x`."""
+        return self.randn(x.shape, dtype=x.dtype)
+
+    def randint(self, high: int, size: Sequence[int]) -> Tensor:
+        """Integers in [0, high), int64 [len(seeds), ...]."""
+        self._check(size)
+        return torch.stack([torch.randint(high, size[1:], generator=g, device=self.device) for g in self.generators])
+
+    def _check(self, size: Sequence[int]) -> None:
+        if size[0] != len(self.generators):
+            raise ValueError(f"size[0] is {size[0]}, expected one per seed: {len(self.generators)}")
+
+
+class NonFiniteError(RuntimeError):
+    """Latents became infinite or NaN; `failures` lists (index in the batch, sampler step)."""
+
+    def __init__(self, failures: list[tuple[int, int]]) -> None:
+        self.failures = failures
+        where = ", ".join(f"sample {index} at step {step}" for index, step in failures)
+        super().__init__(f"non-finite latents: {where}")
+
+
+def draw_inputs(
+    network: Denoiser, seeds: Sequence[int] | SeedStreams, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
+    """Unit normal noise [N, C, H, W] and uniformly drawn one-hot labels [N, label_dim], or None.
+
+    The label is not drawn for an unconditional network. Pass `SeedStreams` to go on drawing from them (churn).
+    """
+    streams = seeds if isinstance(seeds, SeedStreams) else SeedStreams(device, seeds)
+    num = len(streams.seeds)
+    noise = streams.randn([num, network.img_channels, network.img_resolution, network.img_resolution])
+    if not network.label_dim:
+        return noise, None
+    classes = streams.randint(network.label_dim, [num])
+    return noise, torch.eye(network.label_dim, device=streams.device)[classes]
+
+
+@torch.no_grad()
+def sample(
+    network: Denoiser,
+    noise: Tensor,
+    labels: Tensor | None = None,
+    guide: Denoiser | Sequence[Denoiser] | None = None,
+    guidance: float | Sequence[float] = 1.0,
+    interval: tuple[int, int] | None = None,
+    num_steps: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+    S_churn: float = 0,
+    S_min: float = 0,
+    S_max: float = math.inf,
+    S_noise: float = 1,
+    dtype: torch.dtype = torch.float32,
+    randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Tensor:
+    """Solve the probability-flow ODE by Heun's method: noise [N, ...] -> latents, `dtype`, same shape.
+
+    Args:
+        network: main network.
+        noise: unit normal, [N, C, H, W] (or [N, D] for the 2D toy).
+        labels: one-hot [N, label_dim]; required where `network` is conditional.
+        guide: guiding network, or several.
+        guidance: weight w; one per guide where there are several. 1 = no guidance.
+        interval: (first, last) sampler steps that are guided, inclusive; None = all. Both Heun evaluations of
+            a step follow the same decision.
+        num_steps: N; the networks are evaluated 2N - 1 times.
+        sigma_min, sigma_max, rho: noise schedule.
+        S_churn, S_min, S_max, S_noise: stochasticity (EDM Algorithm 2); 0 = deterministic.
+        dtype: arithmetic of the solver; networks run in their own precision.
+        randn_like: source of churn noise.
+
+    Raises:
+        InputError: labels missing, or guide and guidance do not fit together.
+        NonFiniteError: latents overflowed.
+    """
+    guides, weights = _pair_guides(guide, guidance)
+    if network.label_dim and labels is None:
+        raise InputError(f"the network has {network.label_dim} classes: labels are required")
+    if labels is None and any(g.label_dim for g in guides):
+        raise InputError("a conditional guide needs labels, and the main network has none")
+    plain = guided(network, labels, dtype=dtype)
+    steered = guided(network, labels, guides, weights, dtype)
+
+    t_steps = noise_levels(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    churn = _churn_factors(t_steps, S_churn, S_min, S_max)
+    failed_at = torch.full([len(noise)], -1, device=noise.device)
+    x_next = noise.to(dtype) * t_steps[0]
+    for i, (t_cur, t_next) in enumerate(zip(t_steps[:-1], t_steps[1:], strict=True)):
+        denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
+
+        # Raise the noise level a little, where there is churn.
+        if churn[i] > 0:
+            t_hat = t_cur + churn[i] * t_cur
+            x_hat = x_next + (t_hat**2 - t_cur**2).sqrt() * S_noise * randn_like(x_next)
+        else:
+            t_hat, x_hat = t_cur, x_next
+
+        # Euler step.
+        d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        x_next = x_hat + (t_next - t_hat) * d_cur
+
+        # Second-order correction.
+        if i < num_steps - 1:
+            d_prime = (x_next - denoise(x_next, t_next)) / t_next
+            x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
+
+        # Noted on the device: one synchronisation at the end instead of one per step.
+        bad = ~x_next.flatten(1).isfinite().all(dim=1)
+        failed_at = torch.where(bad & (failed_at < 0), i, failed_at)
+
+    failures = [(index, step) for index, step in enumerate(failed_at.tolist()) if step >= 0]
+    if failures:
+        raise NonFiniteError(failures)
+    return x_next
+
+
+def _pair_guides(
+    guide: Denoiser | Sequence[Denoiser] | None, guidance: float | Sequence[float]
+) -> tuple[list[Denoiser], list[float]]:
+    guides = [] if guide is None else list(guide) if isinstance(guide, Sequence) else [guide]
+    weights = [float(w) for w in guidance] if isinstance(guidance, Sequence) else [float(guidance)]
+    if not guides:
+        if any(w != 1 for w in weights):
+            raise InputError(f"guidance weight {guidance} without a guide would do nothing; give a guide or weight 1")
+        weights = []
+    if len(guides) != len(weights):
+        raise InputError(f"{len(guides)} guides but {len(weights)} guidance weights; expected one weight each")
+    return guides, weights
+
+
+def _churn_factors(t_steps: Tensor, S_churn: float, S_min: float, S_max: float) -> list[float]:
+    """gamma_i of EDM Algorithm 2, one per step."""
+    num_steps = len(t_steps) - 1
+    gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
+    return [gamma if S_churn > 0 and S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]
