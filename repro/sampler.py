@@ -1,5 +1,6 @@
 """The EDM sampler (Karras et al. 2022, Algorithm 2) and its per-seed random streams."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -120,7 +121,7 @@ def sample(
     churn = _churn_factors(t_steps, S_churn, S_min, S_max)
     failed_at = torch.full([len(noise)], -1, device=noise.device)
     x_next = noise.to(dtype) * t_steps[0]
-    for i, (t_cur, t_next) in enumerate(zip(t_steps[:-1], t_steps[1:], strict=True)):
+    for i, (t_cur, t_next) in enumerate(itertools.pairwise(t_steps)):
         denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
 
         # Raise the noise level a little, where there is churn.
