@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError
-from repro.networks import Block, Denoiser, InferenceDropout, Precond
+from repro.networks import Block, Denoiser, InferenceDropout, Precond, prepare
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -187,7 +187,7 @@ class Dropped(Corruption):
     def __init__(self, network: Precond, rate: float, stream: int = 0) -> None:
         super().__init__(network, stream)
         self.dropout = InferenceDropout(rate)
-        self.network = network.share_weights().eval()
+        self.network = prepare(network, next(network.parameters()).device)
         for module in self.network.modules():
             if isinstance(module, Block):
                 module.inference_dropout = self.dropout

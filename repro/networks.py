@@ -118,11 +118,11 @@ class MPConv(nn.Module):
         return normalize(w) * (gain / math.sqrt(w[0].numel()))
 
     @torch.no_grad()
-    def fold(self, gain: Tensor | float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    def fold(self, gain: Tensor | float = 1.0, half: bool = False) -> None:
         """Make this layer inference-only: what `forward` multiplies with is computed here, once."""
-        w = self.scaled_weight(gain).to(dtype)
+        w = self.scaled_weight(gain)
         if w.ndim == 4:
-            w = w.contiguous(memory_format=torch.channels_last)
+            w = w.to(torch.float16 if half else w.dtype).contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(w, requires_grad=False)
         self.folded = True
 
@@ -154,6 +154,7 @@ class Block(nn.Module):
         self.res_balance = res_balance
         self.attn_balance = attn_balance
         self.clip_act = clip_act
+        self.folded = False
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out_channels if flavor == "enc" else in_channels, out_channels, (3, 3))
         self.emb_linear = MPConv(emb_channels, out_channels)
@@ -163,6 +164,8 @@ class Block(nn.Module):
         self.attn_proj = MPConv(out_channels, out_channels, (1, 1)) if self.num_heads else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.folded:
+            return self.infer(x, emb)
         x = resample(x, self.resample_mode)
         if self.flavor == "enc":
             if self.conv_skip is not None:
@@ -172,9 +175,7 @@ class Block(nn.Module):
         y = self.conv_res0(mp_silu(x))
         c = self.emb_linear(emb, gain=self.emb_gain) + 1
         y = mp_silu(y * c[:, :, None, None].to(y.dtype))
-        if self.inference_dropout is not None:
-            y = self.inference_dropout(y)
-        elif self.training and self.dropout != 0:
+        if self.training and self.dropout != 0:
             y = F.dropout(y, p=self.dropout)
         y = self.conv_res1(y)
 
@@ -186,12 +187,66 @@ class Block(nn.Module):
         return x if self.clip_act is None else x.clip(-self.clip_act, self.clip_act)
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """Cosine-like attention: q, k and v are pixel-normalised over each head's channels."""
+        """Cosine attention: q, k and v are pixel-normalised over each head's channels."""
         n, _, h, w = qkv.shape
         y = qkv.reshape(n, self.num_heads, -1, 3, h * w)  # [N, heads, c, 3, HW]
         q, k, v = (z.transpose(2, 3) for z in normalize(y, dim=[2]).unbind(3))  # each [N, heads, HW, c]
         y = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(c)
         return y.transpose(2, 3).reshape(n, -1, h, w)
+
+    @torch.no_grad()
+    def fold(self, half: bool = False) -> None:
+        """Make this block inference-only: every constant factor moves into the weight behind it."""
+        self.conv_res0.fold(1 / SILU_MAGNITUDE, half)
+        self.emb_linear.fold(self.emb_gain)
+        self.conv_res1.fold(_blend(self.res_balance)[1] / SILU_MAGNITUDE, half)
+        if self.conv_skip is not None:
+            self.conv_skip.fold(_blend(self.res_balance)[0] if self.flavor == "dec" else 1.0, half)
+        if self.attn_qkv is not None and self.attn_proj is not None:
+            self.attn_qkv.fold(1.0, half)
+            w = self.attn_qkv.weight  # reorder the outputs: heads x channels x 3 -> 3 x heads x channels
+            w = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+            self.attn_qkv.weight = nn.Parameter(w.contiguous(memory_format=torch.channels_last), requires_grad=False)
+            self.attn_proj.fold(_blend(self.attn_balance)[1], half)
+        self.folded = True
+
+    def infer(self, x: Tensor, emb: Tensor) -> Tensor:
+        """`forward` of a folded block: the same function with the constants gone into the weights."""
+        x = resample(x, self.resample_mode)
+        if self.flavor == "enc":
+            if self.conv_skip is not None:
+                x = self.conv_skip(x)
+            x = normalize(x, dim=[1])
+
+        y = self.conv_res0(F.silu(x))
+        c = self.emb_linear(emb) + 1
+        y = F.silu(y.mul_(c[:, :, None, None].to(y.dtype)), inplace=True)
+        if self.inference_dropout is not None:
+            y = self.inference_dropout(y)
+        y = self.conv_res1(y)
+
+        if self.flavor == "dec" and self.conv_skip is not None:
+            x = y.add_(self.conv_skip(x))
+        else:
+            x = y.add_(x, alpha=_blend(self.res_balance)[0])
+        if self.attn_qkv is not None and self.attn_proj is not None:
+            y = self.attn_proj(self.attend_folded(self.attn_qkv(x)))
+            x = y.add_(x, alpha=_blend(self.attn_balance)[0])
+        return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
+
+    def attend_folded(self, qkv: Tensor) -> Tensor:
+        """`attend` on channels that come as 3 x heads x channels: in channels-last memory all views are free."""
+        n, _, h, w = qkv.shape
+        y = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, self.num_heads, -1)
+        q, k, v = normalize(y, dim=[4]).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, c]
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _blend(t: float) -> tuple[float, float]:
+    """Factors of a and b in mp_sum(a, b, t)."""
+    norm = math.sqrt((1 - t) ** 2 + t**2)
+    return (1 - t) / norm, t / norm
 
 
 class InferenceDropout:
@@ -384,13 +439,12 @@ def prepare(network: Precond, device: torch.device | str = "cpu") -> Precond:
     """
     folded = network.share_weights().eval().requires_grad_(False)
     half = network.use_fp16 and torch.device(device).type == "cuda"
-    for name, module in folded.named_modules():
-        gain: Tensor | float = 1.0
-        if not isinstance(module, MPConv) or module.folded:
-            continue
-        if name.endswith("emb_linear"):
-            gain = folded.get_parameter(name.removesuffix("linear") + "gain")
-        elif name == "unet.out_conv":
-            gain = folded.unet.out_gain
-        module.fold(gain, torch.float16 if half and module.weight.ndim == 4 else torch.float32)
+    for module in folded.modules():
+        if isinstance(module, Block) and not module.folded:
+            module.fold(half)
+    if not folded.unet.out_conv.folded:
+        folded.unet.out_conv.fold(folded.unet.out_gain, half)
+    for module in folded.modules():
+        if isinstance(module, MPConv) and not module.folded:
+            module.fold(1.0, half)
     return folded.to(device)
