@@ -1,0 +1,339 @@
+"""Studies: typed, strict configuration of one pipeline run, read from `params.yaml` or `studies/NAME.yaml`."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metrics.files import InputError, write_text
+
+OUT = Path("out")
+PARAMS = Path("params.yaml")
+STUDIES = Path("studies")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How every configuration of the study is sampled."""
+
+    num_steps: int = 32
+    """Heun steps; the networks are evaluated 2 num_steps - 1 times."""
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = float("inf")
+    S_noise: float = 1.0
+    batch_size: int = 50
+    """Seeds per batch; part of the configuration, since convolutions differ in the last bits between sizes."""
+    shard_size: int = 1000
+    """Seeds per shard file."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size", "shard_size")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with its reference statistics (stage `data`)."""
+
+    kind: str
+    """`digits` (drawn on the fly from scikit-learn's)."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the kind."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Networks of one training run (stage `networks`): trained here."""
+
+    data: str
+    """Id of the data set."""
+    train: dict[str, Any]
+    """`repro.training.TrainingConfig`, network arguments included."""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Post-hoc EMA of one training run (stage `reconstruct`)."""
+
+    source: str
+    """Id of the run whose snapshots are combined."""
+    ema_stds: list[float]
+    """Relative EMA lengths to make."""
+    kimg: int
+    """Training length of the result, thousands of images as in the snapshots' names."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """One sampled configuration (stages `generate` and `evaluate`)."""
+
+    method: str
+    """Label in tables: unguided, cfg, interval, autoguidance ..."""
+    main: str
+    """Network file below out/<study>/networks/."""
+    guide: str
+    """Guiding network; the main one again where there is no guidance."""
+    guidance: float
+    """Weight w of D_w = w D_main + (1 - w) D_guide; 1 = no guidance."""
+    data: str
+    """Id of the data set measured against."""
+    seeds: list[str]
+    """Seed blocks `first-last`, each measured on its own."""
+    interval: list[int] | None = None
+    """Guided sampler steps, first and last, inclusive."""
+    main_corruption: dict[str, float] = field(default_factory=dict)
+    """`dropout` rate or `input_noise` fraction applied to the main network at inference."""
+    guide_corruption: dict[str, float] = field(default_factory=dict)
+    """The same for the guide."""
+
+    def __post_init__(self) -> None:
+        _check_guidance(self.main, self.guide, self.guidance, self.main_corruption, self.guide_corruption)
+        for block in self.seeds:
+            parse_seeds(block)
+        for corruption in (self.main_corruption, self.guide_corruption):
+            for key in corruption:
+                if key not in ("dropout", "input_noise"):
+                    raise InputError(f"corruption '{key}': expected dropout or input_noise")
+        if self.interval is not None and (len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1]):
+            raise InputError(f"interval {self.interval}: expected [first, last] sampler steps with first <= last")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sensitivity curve (stage `sweep`)."""
+
+    method: str
+    main_set: str
+    """Folder of the main network below out/<study>/networks/."""
+    main: str
+    """Network file in `main_set`."""
+    guide_set: str
+    guide: str
+    guidance: float
+    data: str
+    axis: str
+    """What varies: guidance, main_ema or guide_ema."""
+    values: list[float]
+    seeds: str
+    """One seed block, apart from the report blocks."""
+    interval: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.axis not in ("guidance", "main_ema", "guide_ema"):
+            raise InputError(f"axis '{self.axis}': expected guidance, main_ema or guide_ema")
+        parse_seeds(self.seeds)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured for every configuration."""
+
+    detectors: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=lambda: ["fd"])
+    """fd, precision_recall, density_coverage."""
+    num_real: int = 10_000
+    """Real features used by the neighbour metrics."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything one `dvc repro` does; outputs go to out/<study>/."""
+
+    study: str
+    """Name; equals the file's."""
+    launcher: str
+    """What starts a stage: `python`, or `torchrun --standalone --nproc-per-node=8`."""
+    sampler: Sampler
+    evaluate: Evaluate
+    toy: dict[str, dict[str, Any]]
+    data: dict[str, Data]
+    networks: dict[str, Networks]
+    reconstruct: dict[str, Reconstruct]
+    generate: dict[str, Generate]
+    sweeps: dict[str, Sweep]
+
+    def __post_init__(self) -> None:
+        sections = (self.toy, self.data, self.networks, self.reconstruct, self.generate, self.sweeps)
+        for section in sections:
+            for key in section:
+                if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", key):
+                    raise InputError(f"id '{key}': expected lower-case letters, digits, - and _ (no dots)")
+        both = self.networks.keys() & self.reconstruct.keys()
+        if both:
+            raise InputError(f"id '{min(both)}' names a training run and a reconstruction; their folders would collide")
+        for key, network in self.networks.items():
+            self._known("networks", key, "data", network.data, self.data)
+        for key, item in self.reconstruct.items():
+            self._known("reconstruct", key, "source", item.source, self.networks)
+        for key, configuration in self.generate.items():
+            self._known("generate", key, "data", configuration.data, self.data)
+            for role in ("main", "guide"):
+                self._known("generate", key, role, getattr(configuration, role).split("/")[0], self._network_sets())
+        for key, sweep in self.sweeps.items():
+            self._known("sweeps", key, "data", sweep.data, self.data)
+            for role in ("main_set", "guide_set"):
+                self._known("sweeps", key, role, getattr(sweep, role), self._network_sets())
+
+    def _network_sets(self) -> set[str]:
+        return self.networks.keys() | self.reconstruct.keys()
+
+    def _known(self, section: str, key: str, name: str, value: str, known: typing.Iterable[str]) -> None:
+        if value not in known:
+            raise InputError(f"{section}.{key}.{name}: '{value}' is not defined{_nearest(value, known)}")
+
+    @property
+    def out(self) -> Path:
+        """Folder of all outputs."""
+        return OUT / self.study
+
+    def ids(self) -> set[str]:
+        """DVC stage names `stage@id` of this study."""
+        sections = ("toy", "data", "networks", "reconstruct", "generate", "sweeps")
+        return {f"{section}@{key}" for section in sections for key in getattr(self, section)}
+
+
+def parse_seeds(block: str) -> range:
+    """`first-last` (inclusive) or a single seed -> range."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(block))
+    if not match:
+        raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise InputError(f"seeds '{block}': the last seed comes before the first")
+    return range(first, last + 1)
+
+
+def load(path: Path = PARAMS) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        InputError: missing file, bad YAML, unknown or missing key, wrong type, dangling reference; the message
+            names file and key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such study file; `repro study list` names those at hand") from None
+    except yaml.YAMLError as err:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from err
+    try:
+        return build(Study, raw)
+    except InputError as err:
+        raise InputError(f"{path}: {err}") from None
+
+
+def build(cls: Any, value: Any, where: str = "") -> Any:
+    """`value` from YAML as the annotated type `cls`, strictly: dataclasses, dict, list, unions and scalars."""
+    origin, args = typing.get_origin(cls), typing.get_args(cls)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return build(next(arg for arg in args if arg is not type(None)), value, where)
+    if dataclasses.is_dataclass(cls):
+        return _build_dataclass(cls, value, where)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected a mapping, found {value!r}")
+        return {str(key): build(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin in (list, tuple):
+        if not isinstance(value, list):
+            raise InputError(f"{where}: expected a list, found {value!r}")
+        items = [build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if cls is Any:
+        return value
+    if cls is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
+        raise InputError(f"{where}: expected {cls.__name__}, found {value!r}")
+    return value
+
+
+def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(f"{where or 'the file'}: expected a mapping, found {type(value).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in names:
+            raise InputError(f"unknown key {prefix}{key}{_nearest(str(key), names)}")
+    for name, f in names.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise InputError(f"missing key {prefix}{name}")
+    arguments = {key: build(hints[key], item, f"{prefix}{key}") for key, item in value.items()}
+    try:
+        return cls(**arguments)
+    except InputError as err:
+        raise InputError(f"{prefix.rstrip('.')}: {err}" if where else str(err)) from None
+
+
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"
+
+
+def _positive(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise InputError(f"{name} is {getattr(settings, name)}, expected more than 0")
+
+
+def _check_guidance(main: str, guide: str, guidance: float, *corruptions: dict[str, float]) -> None:
+    if main == guide and guidance != 1 and not any(corruptions):
+        raise InputError(f"guidance {guidance} with the main network as its own guide does nothing; expected 1")
+
+
+def available() -> list[str]:
+    """Names of the studies in studies/, templates left out."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml") if path.stem != "mine")
+
+
+def study_path(name: str) -> Path:
+    """File of a study by name.
+
+    Raises:
+        InputError: no such study; the message names the nearest.
+    """
+    path = STUDIES / f"{name}.yaml"
+    if not path.exists():
+        raise InputError(f"no study '{name}' in {STUDIES}/{_nearest(name, available())}")
+    return path
+
+
+def use(name: str, force: bool = False) -> list[str]:
+    """Make `name` the active study: params.yaml becomes a copy of its file. Returns the ids added and removed.
+
+    Raises:
+        InputError: params.yaml equals no study file (hand edits would be lost) and `force` is not set, or
+            `name` shares stage ids with another study, which would overwrite each other in dvc.lock.
+    """
+    target = study_path(name)
+    new = load(target)
+    for other in available():
+        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & new.ids()
+        if shared:
+            raise InputError(f"{target}: stage {min(shared)} also occurs in {other}; ids must carry their study")
+    before: set[str] = set()
+    if PARAMS.exists():
+        text = PARAMS.read_text()
+        known = [path.read_text() for path in STUDIES.glob("*.yaml")]
+        if text not in known and not force:
+            raise InputError(f"{PARAMS} has edits that no file in {STUDIES}/ holds; save them there or pass --force")
+        try:
+            before = load(PARAMS).ids()
+        except InputError:
+            before = set()
+    write_text(PARAMS, target.read_text())
+    after = new.ids()
+    return [f"+ {key}" for key in sorted(after - before)] + [f"- {key}" for key in sorted(before - after)]
