@@ -186,7 +186,7 @@ def generate(pair: Pair, seeds: Sequence[int], folder: Path, description: str = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(seeds, pair.configuration.sampler.shard_size)
-    paths = [folder / f"{members[0]:06d}-{members[-1]:06d}.zip" for members in shards]
+    paths = [folder / shard_name(members) for members in shards]
     mine = list(zip(shards, paths, strict=True))[distributed.rank() :: distributed.world_size()]
     missing = [(members, path) for members, path in mine if not shard_is_whole(path, members, pair)]
     total = sum(len(members) for members, _ in missing)
@@ -206,6 +206,11 @@ def plan_shards(seeds: Sequence[int], shard_size: int) -> list[list[int]]:
     for seed in sorted(set(seeds)):
         groups.setdefault(seed // shard_size, []).append(seed)
     return list(groups.values())
+
+
+def shard_name(seeds: list[int]) -> str:
+    """File name of the shard that holds `seeds`."""
+    return f"{seeds[0]:06d}-{seeds[-1]:06d}.zip"
 
 
 def _write_shard(pair: Pair, seeds: list[int], path: Path, pool: ThreadPoolExecutor, bar: Any) -> None:
@@ -264,18 +269,12 @@ def shard_is_whole(path: Path, seeds: list[int], pair: Pair) -> bool:
         return False  # torn or altered: made again
 
 
-def read_shards(paths: Sequence[Path]) -> tuple[dict[int, np.ndarray], dict[int, int]]:
-    """Images uint8 [H, W, C] and labels by seed."""
-    images: dict[int, np.ndarray] = {}
-    labels: dict[int, int] = {}
-    for path in paths:
-        with zipfile.ZipFile(path) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
-            for seed in manifest["seeds"]:
-                pixels = np.asarray(Image.open(io.BytesIO(archive.read(f"{seed:06d}.png"))))
-                images[seed] = pixels if pixels.ndim == 3 else pixels[:, :, None]
-            labels |= dict(zip(manifest["seeds"], manifest["labels"], strict=False))
-    return images, labels
+def read_shard(path: Path, limit: int | None = None) -> tuple[dict[str, Any], np.ndarray]:
+    """Manifest and images uint8 [n, H, W, C] of a shard, in seed order; `limit` takes the first ones only."""
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read(MANIFEST))
+        images = [_decode_png(archive.read(f"{seed:06d}.png")) for seed in manifest["seeds"][:limit]]
+    return manifest, np.stack(images)
 
 
 def image_grid(images: Sequence[np.ndarray], columns: int, scale: int = 1) -> Image.Image:
@@ -293,6 +292,11 @@ def _encode_pngs(images: np.ndarray) -> list[bytes]:
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "png", compress_level=1)
         encoded.append(buffer.getvalue())
     return encoded
+
+
+def _decode_png(data: bytes) -> np.ndarray:
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def _digest(parts: Iterator[bytes]) -> str:

@@ -106,6 +106,10 @@ class Generate:
         if self.interval is not None and (len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1]):
             raise InputError(f"interval {self.interval}: expected [first, last] sampler steps with first <= last")
 
+    def all_seeds(self) -> list[int]:
+        """Seeds of all blocks, ascending."""
+        return sorted({seed for block in self.seeds for seed in parse_seeds(block)})
+
 
 @dataclass(frozen=True)
 class Sweep:

@@ -1,0 +1,160 @@
+"""The command line `repro` (`python -m repro`); thin: every command calls one function."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from metrics import distributed
+from metrics.files import InputError
+from repro import study as studies
+
+NETWORK = "a network file (.safetensors, .pkl) or module:function returning a Denoiser"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Does a diffusion-guidance result really hold? Make the samples, measure them, compare with the paper."""
+
+
+@cli.group("study")
+def study_group() -> None:
+    """The studies in studies/, and which of them is active (params.yaml)."""
+
+
+@study_group.command("list")
+def study_list() -> None:
+    """Names of all studies; `*` marks the active one."""
+    active = studies.load().study if studies.PARAMS.exists() else None
+    for name in studies.available():
+        click.echo(f"{'*' if name == active else ' '} {name}")
+
+
+@study_group.command("use")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Discard edits of params.yaml that no study file holds.")
+def study_use(name: str, force: bool) -> None:
+    """Make NAME the active study; says which stages come and go."""
+    changes = studies.use(name, force)
+    click.echo("\n".join([*changes, f"params.yaml is now {studies.study_path(name)}"]))
+
+
+@study_group.command("show")
+@click.argument("name", required=False)
+def study_show(name: str | None) -> None:
+    """Stages of NAME (default: the active study)."""
+    study = studies.load(studies.study_path(name) if name else studies.PARAMS)
+    click.echo(f"study {study.study}, outputs in {study.out}/")
+    click.echo("\n".join(f"  {key}" for key in sorted(study.ids())))
+
+
+@cli.command("stage", hidden=True)
+@click.argument("stage")
+@click.argument("key")
+def stage_command(stage: str, key: str) -> None:
+    """Run one pipeline stage of the active study (what dvc.yaml calls)."""
+    from repro.stages import STAGES
+
+    study = studies.load()
+    if stage not in STAGES:
+        raise InputError(f"unknown stage '{stage}', expected one of {', '.join(STAGES)}")
+    distributed.init()
+    STAGES[stage](study, key)
+
+
+@cli.command("generate")
+@click.option("--main", "main_network", required=True, help=f"Main network: {NETWORK}.")
+@click.option("--guide", help="Guiding network, given like --main.")
+@click.option("--guidance", type=float, default=1.0, show_default=True, help="Weight w; 1 = no guidance.")
+@click.option("--interval", help="Guided sampler steps FIRST-LAST, inclusive; all by default.")
+@click.option("--seeds", default="0-63", show_default=True, help="FIRST-LAST, inclusive.")
+@click.option("--steps", type=int, default=32, show_default=True, help="Heun steps.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Part of the configuration.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for shards and grid.png.")
+def generate_command(
+    main_network: str,
+    guide: str | None,
+    guidance: float,
+    interval: str | None,
+    seeds: str,
+    steps: int,
+    batch_size: int,
+    out: Path,
+) -> None:
+    """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
+    from repro import generate
+
+    distributed.init()
+    steps_range = None if interval is None else studies.parse_seeds(interval)
+    configuration = generate.Configuration(
+        main=main_network,
+        guide=guide,
+        guidance=guidance,
+        interval=None if steps_range is None else (steps_range[0], steps_range[-1]),
+        sampler=studies.Sampler(num_steps=steps, batch_size=batch_size),
+    )
+    pair = generate.load_pair(configuration, distributed.device())
+    paths = generate.generate(pair, studies.parse_seeds(seeds), out, "sampling")
+    if distributed.rank() == 0:
+        _, images = generate.read_shard(paths[0], limit=64)
+        generate.image_grid(list(images), columns=8).save(out / "grid.png")
+        click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
+
+
+@cli.command("reconstruct")
+@click.argument("snapshots", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--ema", "stds", multiple=True, type=float, required=True, help="Relative EMA length; repeatable.")
+@click.option("--nimg", type=int, help="Training time in images, one of the snapshots'; default the latest.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the networks.")
+def reconstruct_command(snapshots: tuple[Path, ...], stds: tuple[float, ...], nimg: int | None, out: Path) -> None:
+    """Post-hoc EMA: networks of the given EMA lengths from stored SNAPSHOTS."""
+    from repro import ema
+    from repro import snapshots as files
+
+    name = files.parse_name(snapshots[0].name)
+    if name is None:
+        raise InputError(f"{snapshots[0]}: expected a file name RUN-KIMG-STD")
+    for std, snapshot in ema.reconstruct(snapshots, stds, nimg).items():
+        path = out / files.format_name(name.run, snapshot.metadata["nimg"] // 1000, std)
+        files.save(snapshot, path)
+        click.echo(str(path))
+
+
+@cli.command("report")
+@click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
+def report_command(publish: bool) -> None:
+    """Tables, figures and report.html of the active study, from its measures."""
+    from repro import report
+
+    study = studies.load()
+    folder = report.report(study)
+    if publish:
+        report.publish(study)
+    click.echo(report.summary(study))
+    click.echo(f"report: {folder / 'report.html'}")
+
+
+@cli.command("doctor")
+def doctor_command() -> None:
+    """What this machine has and lacks: devices, TF32, disk, addresses, weights, and a four-seed sample."""
+    from repro import doctor
+
+    sys.exit(0 if doctor.report(click.echo) else 1)
+
+
+def main() -> None:
+    """Entry point: user errors are one line on standard error and exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except InputError as err:
+        click.echo(f"error: {err}", err=True)
+        sys.exit(2)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
