@@ -13,8 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metrics import detectors, statistics
+from metrics.files import InputError, atomic_write, load_state_dict, sha256_file, write_json
 from repro.data import mix, uniform
 from repro.encoders import RGBEncoder
 
@@ -141,3 +144,69 @@ def train_classifier(digits: Digits) -> tuple[Classifier, float]:
     model.eval().requires_grad_(False)
     images, classes = digits.draw(s.classifier_seed + 1, np.arange(2048))
     return model, float((model(images).argmax(dim=1).numpy() == classes).mean())
+
+
+class DigitsDetector:
+    """The classifier's penultimate layer as a detector: uint8 [N, C, 16, 16] -> float32 [N, 64] on the CPU or `device`.
+
+    `weights` is the classifier that `prepare` has trained; raises InputError when it is missing or of another shape.
+    """
+
+    name = "digits"
+    dim = FEATURE_DIM
+
+    def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
+        if weights is None:
+            raise InputError("detector 'digits' needs its weights, the digits.safetensors that stage `data` writes")
+        state = load_state_dict(weights)
+        self.device = torch.device(device)
+        self.model = Classifier().eval().requires_grad_(False)
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as err:
+            raise InputError(f"{weights}: not the digits classifier: {str(err).splitlines()[-1].strip()}") from err
+        self.model.to(self.device)
+        self.tags: dict[str, Any] = {
+            "detector": self.name,
+            "weights_sha256": sha256_file(weights),
+            "resize": "none",
+            "dtype": "float32",
+        }
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2:] != (RESOLUTION, RESOLUTION):
+            raise InputError(
+                f"detector 'digits' takes uint8 [N, C, {RESOLUTION}, {RESOLUTION}], got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        return self.model.features(images.to(self.device))
+
+
+detectors.register("digits", DigitsDetector)
+
+
+def prepare(folder: str | Path, settings: DigitSettings) -> None:
+    """Train the feature network and measure the reference: what the stage `data` does.
+
+    Leaves in `folder`: `digits.safetensors` (classifier), `digits.npz` (statistics), `digits-features.npy` (features of
+    the reference images, float32 [num_reference, 64]) and `digits.json` (accuracy, settings).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = Digits(settings)
+    classifier, accuracy = train_classifier(digits)
+    weights = folder / "digits.safetensors"
+    with atomic_write(weights) as temporary:
+        save_file(classifier.state_dict(), temporary)
+    detector = detectors.load("digits", weights=weights)
+    images = (
+        digits.draw(settings.reference_seed, np.arange(start, min(start + 1024, settings.num_reference)))[0]
+        for start in range(0, settings.num_reference, 1024)
+    )
+    features = torch.cat([detector(batch) for batch in images]).numpy()
+    tags = dict(detector.tags) | {"source_digest": digits.digest}
+    statistics.save(statistics.from_features(features, tags), folder / "digits.npz")
+    with atomic_write(folder / "digits-features.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, features)
+    write_json(folder / "digits.json", {"accuracy": accuracy, "num_reference": settings.num_reference})
