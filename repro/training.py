@@ -76,6 +76,11 @@ class TrainingConfig:
                     f"training run '{self.name}': {key} is {value}, expected a positive multiple of "
                     f"batch_size ({self.batch_size})"
                 )
+        if self.snapshot_nimg < min(1000, self.total_nimg):
+            raise InputError(
+                f"training run '{self.name}': snapshot_nimg is {self.snapshot_nimg}, expected 1000 or more, since "
+                f"snapshots are named by thousands of images"
+            )
 
 
 class EDM2Loss:
@@ -155,7 +160,7 @@ class Trainer:
         """
         c = self.config
         share = c.batch_size // distributed.world_size()
-        total: Tensor | None = None
+        total = torch.zeros([], device=next(self.network.parameters()).device)
         self.optimizer.zero_grad(set_to_none=True)
         seen = 0
         for batch in batches:
@@ -163,8 +168,8 @@ class Trainer:
             with self._accumulate(last=seen == share):
                 loss = self.loss(self._wrapped, *batch).sum()
                 (loss / share).backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None and seen == share, f"got {seen} of {share} images"
+            total += loss.detach()
+        assert seen == share, f"got {seen} of {share} images"
 
         lr = learning_rate(self.cur_nimg, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_Mimg)
         for group in self.optimizer.param_groups:
