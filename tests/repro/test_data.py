@@ -1,5 +1,8 @@
 """Order, hashing and cropping of training images: golden crops, exact passes, independence of who asks."""
 
+import io
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.data import center_crop_dhariwal, mix, one_hot, shuffled, uniform
+from metrics.files import InputError
+from repro.data import ImageDataset, center_crop_dhariwal, mix, one_hot, shuffled, uniform
+from repro.encoders import StabilityVAEEncoder
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -65,3 +70,99 @@ def test_hash_is_splitmix64():
 
 def test_one_hot_marks_the_class():
     np.testing.assert_array_equal(one_hot([2, 0], 3), [[0, 0, 1], [1, 0, 0]])
+
+
+def png(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(data, format="PNG")
+    return data.getvalue()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, [6, 8, 8, 3], dtype=np.uint8)
+FILES = {f"0000{i // 3}/img{i}.png": png(pixels) for i, pixels in enumerate(PIXELS)}
+LABELS = {"labels": [[name, i % 4] for i, name in enumerate(FILES)]}
+
+
+def write_dataset(path: Path, files: dict[str, bytes], labels: object = None) -> Path:
+    """A zip where the name says so, else a folder."""
+    if labels is not None:
+        files = {**files, "dataset.json": json.dumps(labels).encode()}
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return path
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", ["data.zip", "data"])
+def test_folders_and_zips_give_the_same_stream(tmp_path, name):
+    dataset = ImageDataset(write_dataset(tmp_path / name, FILES, LABELS))
+    assert (len(dataset), dataset.img_resolution, dataset.img_channels, dataset.label_dim) == (6, 8, 3, 4)
+    for _ in range(2):  # decoded, then from memory
+        images, labels = dataset.batch(3, np.arange(4, 10))
+        items = shuffled(3, np.arange(4, 10), 6)
+        np.testing.assert_array_equal(images.numpy(), PIXELS[items].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(labels.numpy(), np.eye(4)[items % 4])
+
+
+def test_digest_tells_labels_and_files_apart_but_not_the_container(tmp_path):
+    other = {"labels": [[name, 0] for name in FILES]}
+    digests = [
+        ImageDataset(write_dataset(tmp_path / name, files, labels)).digest
+        for name, files, labels in (
+            ("a", FILES, LABELS),
+            ("b.zip", FILES, LABELS),
+            ("c", FILES, other),
+            ("d", dict(list(FILES.items())[:5]), LABELS),
+        )
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_data_without_labels_are_unconditional(tmp_path):
+    for name, labels in (("none", None), ("null", {"labels": None})):
+        dataset = ImageDataset(write_dataset(tmp_path / name, FILES, labels))
+        assert dataset.label_dim == 0
+        assert dataset.batch(0, np.arange(2))[1].shape == (2, 0)
+
+
+def test_stored_latents_are_read_as_float(tmp_path):
+    latents = np.random.default_rng(1).standard_normal([3, 8, 4, 4]).astype(np.float32)
+    files = {}
+    for i, latent in enumerate(latents):
+        data = io.BytesIO()
+        np.save(data, latent)
+        files[f"{i}.npy"] = data.getvalue()
+    dataset = ImageDataset(write_dataset(tmp_path / "latents.zip", files), StabilityVAEEncoder())
+    assert (dataset.img_resolution, dataset.img_channels) == (4, 4)
+    images, _ = dataset.batch(0, np.arange(3))
+    np.testing.assert_array_equal(images.numpy(), latents[shuffled(0, np.arange(3), 3)])
+
+
+@pytest.mark.parametrize(
+    ("extra", "labels", "message"),
+    [
+        ({"00001/bad.png": b"not a png"}, None, r"00001/bad.png cannot be read"),
+        ({"00001/small.png": png(PIXELS[0, :4, :4])}, None, r"small.png is uint8 \[3, 4, 4\], expected"),
+        ({"00001/deep.png": png(PIXELS[0, :, :, 0].astype(np.uint16))}, None, r"deep.png is neither RGB nor 8-bit"),
+        ({"00001/new.png": png(PIXELS[0])}, LABELS, r"no label to 00001/new.png"),
+        ({}, {"labels": [["a", "b", "c"]]}, r"dataset.json is not"),
+        ({}, {"labels": [[name, -1] for name in FILES]}, r"negative classes"),
+    ],
+)
+def test_broken_data_sets_are_refused_by_name(tmp_path, extra, labels, message):
+    path = write_dataset(tmp_path / "data", {**FILES, **extra}, labels)
+    with pytest.raises(InputError, match=message):
+        ImageDataset(path).batch(0, np.arange(7))
+
+
+def test_an_empty_or_absent_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no \.png or \.npy files"):
+        ImageDataset(tmp_path)
+    with pytest.raises(InputError, match="expected a folder or zip"):
+        ImageDataset(tmp_path / "absent")
