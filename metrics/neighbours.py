@@ -1,0 +1,113 @@
+"""Improved precision/recall and density/coverage from nearest neighbours in feature space.
+
+Kynkäänniemi et al. 2019 (arXiv:1904.06991) and Naeem et al. 2020 (arXiv:2002.09797). Both ask which
+points lie in which balls, a ball reaching from a point to its k-th nearest neighbour in its own set.
+
+Distances come from float32 matrix products over chunks of rows, so memory is O(chunk * N). Centring
+the features removes the common offset that |x|^2 + |y|^2 - 2xy would cancel away; what is still within
+rounding of a decision is decided in float64 from the features themselves.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from metrics.files import InputError
+from metrics.statistics import Features
+
+CHUNK = 1024  # rows of a distance block
+PAIRS = 4096  # pairs measured in float64 at a time
+
+
+def precision_recall(real: Features, fake: Features, k: int = 3) -> dict[str, float]:
+    """Share of fake [M, D] inside the real [N, D] manifold (precision) and the reverse (recall).
+
+    A point is inside when some ball of the other set holds it, its border included. Float64 or float32
+    features of any detector. Raises InputError on other shapes, NaN, or k >= N.
+    """
+    a, b = _PointSet.pair(real, fake)
+    in_real, _ = _balls(a, a.radii(k), b)
+    in_fake, _ = _balls(b, b.radii(k), a)
+    return {"precision": float((in_real > 0).double().mean()), "recall": float((in_fake > 0).double().mean())}
+
+
+def density_coverage(real: Features, fake: Features, k: int = 5) -> dict[str, float]:
+    """Mean number of real balls around a fake sample over k (density, may exceed 1), and share of real
+    balls that hold a fake sample (coverage). Arguments and errors as `precision_recall`.
+    """
+    a, b = _PointSet.pair(real, fake)
+    balls_around, occupied = _balls(a, a.radii(k), b)
+    return {"density": float(balls_around.double().mean()) / k, "coverage": float(occupied.double().mean())}
+
+
+class _PointSet:
+    """Features with what distances need: centred float32 copies and their squared norms."""
+
+    def __init__(self, raw: Tensor, centre: Tensor) -> None:
+        self.raw = raw  # [N, D], as given
+        self.centred = (raw - centre).float()  # [N, D]
+        self.norms = self.centred.square().sum(dim=1)  # [N]
+
+    @classmethod
+    def pair(cls, real: Features, fake: Features) -> "tuple[_PointSet, _PointSet]":
+        x, y = torch.as_tensor(real), torch.as_tensor(fake)
+        if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+            raise InputError(
+                f"features have shapes {tuple(x.shape)} and {tuple(y.shape)}, expected [N, D] and [M, D]; "
+                "use the same detector for both"
+            )
+        if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(y).all())):
+            raise InputError("features hold NaN or infinity; look for broken images or weights")
+        centre = (x.sum(dim=0, dtype=torch.float64) + y.sum(dim=0, dtype=torch.float64)) / max(len(x) + len(y), 1)
+        return cls(x, centre), cls(y, centre)
+
+    def squared_distances(self, other: "_PointSet") -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(first row, squared distances [chunk, M], their error [chunk, 1]) over chunks of this set's rows."""
+        # Rounding of a sum of D float32 terms grows like sqrt(D); 4 standard deviations of it.
+        relative = 4 * self.raw.shape[1] ** 0.5 * torch.finfo(torch.float32).eps
+        largest = other.norms.max()
+        for start in range(0, len(self.raw), CHUNK):
+            rows, norms = self.centred[start : start + CHUNK], self.norms[start : start + CHUNK, None]
+            yield start, torch.addmm(norms + other.norms, rows, other.centred.T, alpha=-2), relative * (norms + largest)
+
+    def exact(self, rows: Tensor, other: "_PointSet", columns: Tensor) -> Tensor:
+        """Squared distances [P] in float64 of the pairs (rows[p], columns[p])."""
+        parts = [
+            (self.raw[i].double() - other.raw[j].double()).square().sum(dim=-1)
+            for i, j in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=self.raw.device)
+
+    def radii(self, k: int) -> Tensor:
+        """Squared distance [N], float64, to the k-th nearest other point of this set."""
+        count = len(self.raw)
+        if not 1 <= k < count:
+            raise InputError(f"k = {k} nearest neighbours need more than {k} images, found {count}; give more images")
+        radii = torch.empty(count, dtype=torch.float64, device=self.raw.device)
+        for start, squared, tolerance in self.squared_distances(self):
+            chunk = torch.arange(len(squared), device=squared.device)
+            squared[chunk, chunk + start] = torch.inf
+            # Whatever may truly be among the k nearest, as (row, column) pairs sorted by row.
+            limit = squared.topk(k, largest=False).values[:, -1:] + 2 * tolerance
+            rows, columns = (squared <= limit).nonzero(as_tuple=True)
+            counts = torch.bincount(rows, minlength=len(chunk))
+            position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+            table = torch.full((len(chunk), int(counts.max())), torch.inf, dtype=torch.float64, device=rows.device)
+            table[rows, position] = self.exact(rows + start, self, columns)
+            radii[start : start + len(chunk)] = table.kthvalue(k, dim=1).values
+        return radii
+
+
+def _balls(centres: _PointSet, radii: Tensor, points: _PointSet) -> tuple[Tensor, Tensor]:
+    """For balls of squared radii [N] around `centres`: how many hold each point [M], and which hold any [N]."""
+    around = torch.zeros(len(points.raw), dtype=torch.int64, device=radii.device)
+    occupied = torch.zeros(len(centres.raw), dtype=torch.bool, device=radii.device)
+    for start, squared, tolerance in centres.squared_distances(points):
+        radius = radii[start : start + len(squared), None]  # [chunk, 1]
+        inside = squared <= (radius - tolerance).float()
+        rows, columns = ((squared <= (radius + tolerance).float()) & ~inside).nonzero(as_tuple=True)
+        inside[rows, columns] = centres.exact(rows + start, points, columns) <= radius[rows, 0]
+        around += inside.sum(dim=0)
+        occupied[start : start + len(squared)] = inside.any(dim=1)
+    return around, occupied
