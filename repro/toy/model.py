@@ -1,0 +1,61 @@
+"""The 2D example's network: a magnitude-preserving MLP whose output is a log density (arXiv:2406.02507 appendix C)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.networks import MPConv, mp_silu
+
+
+class ToyNetwork(nn.Module):
+    """Unnormalised log density of noisy points, its score, and the denoiser that follows from it.
+
+    Satisfies `repro.networks.Denoiser`, with points [N, 2] in place of images.
+
+    Args:
+        width: channels of every hidden layer.
+        num_layers: hidden layers after the input layer.
+    """
+
+    img_resolution = 1
+    img_channels = 2
+    label_dim = 0
+    sigma_data = 0.5
+    encoder: Any = None
+
+    def __init__(self, width: int = 64, num_layers: int = 4) -> None:
+        super().__init__()
+        self.width = width
+        self.num_layers = num_layers
+        self.layers = nn.ModuleList([MPConv(4, width), *(MPConv(width, width) for _ in range(num_layers))])
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def log_density(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """G(x; sigma) = gain mean(F^2) / sigma - |c_in x|^2 / 2 (eq. 14): [N, 2], sigma number, [N] or [N, 1] -> [N].
+
+        F is the MLP of (c_in x, ln(sigma) / 4, 1). At gain 0, where training starts, G is one broad Gaussian.
+        """
+        sigma = _per_point(sigma, x)
+        scaled = x / (sigma**2 + self.sigma_data**2).sqrt()
+        y = torch.cat([scaled, sigma.log() / 4, torch.ones_like(sigma)], dim=1)  # [N, 4]
+        for i, layer in enumerate(self.layers):
+            y = layer(mp_silu(y) if i else y)  # [N, width]
+        return self.gain * y.square().mean(1) / sigma.squeeze(1) - scaled.square().sum(1) / 2
+
+    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Gradient of `log_density` by x: [N, 2]; itself differentiable by the parameters where gradients are on."""
+        differentiable = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (score,) = torch.autograd.grad(self.log_density(x, sigma).sum(), x, create_graph=differentiable)
+        return score
+
+    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """D(x; sigma) = x + sigma^2 score, [N, 2] (EDM eq. 3). `labels` are there for the protocol only."""
+        return x + _per_point(sigma, x) ** 2 * self.score(x, sigma)
+
+
+def _per_point(sigma: Tensor | float, x: Tensor) -> Tensor:
+    """Sigma as [N, 1] in the dtype of x [N, 2]."""
+    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1).expand(len(x), 1)
