@@ -1,0 +1,261 @@
+"""The report of a study: tables, figures, metrics.json, sensitivity.csv and report.html from its measures."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from metrics.files import InputError, atomic_write, load_npz, write_json, write_text
+from repro import figures, measures, page, tables
+from repro.page import Figure, Preview
+from repro.study import Study
+from repro.tables import Table
+
+RESULTS = Path("results")
+README = Path("README.md")
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+HEADLINE_METHODS = ("unguided", "cfg", "autoguidance")
+
+
+def report(study: Study) -> Path:
+    """Write tables, figures and report.html of what is measured so far; returns the folder out/STUDY/report.
+
+    Also writes out/STUDY/metrics.json and out/STUDY/sensitivity.csv, which DVC shows. A study that is half run
+    gives a report that says what is missing.
+
+    Raises:
+        InputError: a result file is broken.
+    """
+    folder = study.out / "report"
+    found = measures.read(study)
+    summary, curves = measures.summarise(study, found), measures.curves(found)
+    previews = read_previews(study)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    write_json(study.out / "metrics.json", measures.dvc_metrics(summary))
+    with atomic_write(study.out / "sensitivity.csv") as temporary:
+        curves.to_csv(temporary, index=False)
+    for table in study_tables(study):
+        tables.write(table, _table_rows(study, table, summary, curves), folder)
+    drawn = draw_figures(study, folder, summary, curves, previews)
+    write_text(folder / "report.html", page.render(study, folder, study_tables(study), drawn, previews))
+    return folder
+
+
+def study_tables(study: Study) -> list[Table]:
+    """The tables that a study has, in the order of the report."""
+    found = []
+    if study.toy:
+        found.append(
+            Table(
+                "toy",
+                "2D example",
+                "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of "
+                "samples outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of "
+                "component assignment.",
+                tables.configurations_view,
+            )
+        )
+    for data in dict.fromkeys(item.data for item in study.generate.values()):
+        found.append(
+            Table(
+                data,
+                f"Generated images: {data}",
+                "Generated images against the reference, mean ± standard deviation over seed blocks; "
+                "N: seed blocks × images in each. The best value of each column is marked.",
+                tables.configurations_view,
+            )
+        )
+    if study.sweeps:
+        found.append(
+            Table(
+                "sensitivity",
+                "Sensitivity",
+                "Sensitivity to guidance weight and EMA lengths; the best value of each curve is marked.",
+                tables.sensitivity_view,
+            )
+        )
+    return found
+
+
+def _table_rows(study: Study, table: Table, summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    if table.name == "toy":
+        return summary[summary["section"] == "toy"]
+    if table.name == "sensitivity":
+        return measures.planned_curves(study, curves)
+    ids = [key for key, item in study.generate.items() if item.data == table.name]
+    return summary[summary["id"].isin(ids) & (summary["section"] == "generate")]
+
+
+def read_previews(study: Study) -> dict[str, list[Preview]]:
+    """data id -> previews of its configurations that show the same seeds, in the study's order."""
+    found: dict[str, list[Preview]] = {}
+    for key, item in study.generate.items():
+        path = measures.result_folder(study, key) / "preview.npz"
+        if not path.exists():
+            continue
+        stored = load_npz(path)
+        if not {"images", "labels", "seeds"} <= stored.keys():
+            raise InputError(f"{path}: expected images, labels and seeds, found {', '.join(stored)}; delete it")
+        preview = Preview(key, item.method, stored["images"], stored["labels"], stored["seeds"])
+        others = found.setdefault(item.data, [])
+        if not others or np.array_equal(others[0].seeds, preview.seeds):
+            others.append(preview)
+    return found
+
+
+def draw_figures(
+    study: Study,
+    folder: Path,
+    summary: pd.DataFrame,
+    curves: pd.DataFrame,
+    previews: dict[str, list[Preview]],
+) -> list[Figure]:
+    """Draw everything there is data for, into `folder`."""
+    drawn = [_copy_toy(path, key, folder) for key in study.toy for path in _toy_figures(study, key)]
+    measured = summary[(summary["section"] == "generate") & summary["mean"].notna()]
+    for data in dict.fromkeys(item.data for item in study.generate.values()):
+        ids = [key for key, item in study.generate.items() if item.data == data]
+        rows = measured[measured["id"].isin(ids)]
+        names = list(dict.fromkeys(rows["metric"]))[:4]
+        if len(rows):
+            title = f"Methods: {data}"
+            caption = "Mean (point), least and largest seed block (bar)."
+            drawn.append(Figure(f"{data}-methods", title, caption))
+            data_rows = rows[["configuration", "method", "metric", "mean", "min", "max"]]
+            figures.save(partial(figures.draw_methods, rows, names), folder / drawn[-1].name, data_rows)
+        if {"fid", "fd_dinov2"} <= set(rows["metric"]):
+            drawn.append(Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks."))
+            pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][["configuration", "method", "metric", "min"]]
+            figures.save(partial(figures.draw_scatter, pair, "fid", "fd_dinov2"), folder / drawn[-1].name, pair)
+        drawn += _draw_samples(data, previews.get(data, []), folder)
+    return drawn + _draw_curves(folder, curves)
+
+
+def _toy_figures(study: Study, key: str) -> list[Path]:
+    return sorted((measures.result_folder(study, key) / "figures").glob("*.png"))
+
+
+def _copy_toy(path: Path, key: str, folder: Path) -> Figure:
+    """The toy draws its figures where its networks and samples are; the report shows them."""
+    name = path.stem if path.stem.startswith(key) else f"{key}-{path.stem}"
+    for suffix in (".png", ".svg"):
+        if path.with_suffix(suffix).exists():
+            shutil.copyfile(path.with_suffix(suffix), folder / f"{name}{suffix}")
+    number = path.stem[-1] if path.stem[-1].isdigit() else ""
+    return Figure(
+        name,
+        f"2D example, the paper's figure {number}".rstrip(),
+        "Drawn from the networks trained here.",
+        own_style=False,
+    )
+
+
+def _draw_samples(data: str, previews: list[Preview], folder: Path) -> list[Figure]:
+    chosen = [p for p in previews if p.method in HEADLINE_METHODS]
+    if not chosen or not len(chosen[0].labels):
+        return []
+    images = {p.method: p.images for p in chosen}
+    draw = partial(figures.draw_samples, images, chosen[0].labels, chosen[0].seeds)
+    name = f"{data}-samples"
+    figures.save(draw, folder / name)
+    return [Figure(name, f"Samples: {data}", "The same seeds under every method; a row is a class.")]
+
+
+CURVE_TITLES = {
+    "guidance": ("Sensitivity to the guidance weight", "Each method over its weight (paper: figure 7)."),
+    "main_ema": ("Sensitivity to the main network's EMA length", "Paper: figure 3c."),
+    "guide_ema": ("Sensitivity to the guide's EMA length", "Paper: figure 3c."),
+}
+
+
+def _draw_curves(folder: Path, curves: pd.DataFrame) -> list[Figure]:
+    drawn = []
+    for axis, (title, caption) in CURVE_TITLES.items():
+        points = curves[curves["axis"] == axis]
+        if points.empty:
+            continue
+        labels = curve_labels(points)
+        caption += " Bands: least to largest seed block." if points["blocks"].max() > 1 else " One seed block."
+        drawn.append(Figure(f"sensitivity-{axis.replace('_', '-')}", title, caption))
+        draw = partial(figures.draw_curves, points, labels, figures.AXIS_LABELS[axis])
+        figures.save(draw, folder / drawn[-1].name, points)
+        if axis == "guidance" and {"precision", "recall"} <= set(points["metric"]):
+            pair = points[points["metric"].isin(["precision", "recall"])]
+            caption = "Along the guidance weight, printed at each point."
+            drawn.append(Figure("precision-recall", "Precision against recall", caption))
+            draw = partial(figures.draw_tradeoff, pair, labels, "recall", "precision")
+            figures.save(draw, folder / drawn[-1].name, pair)
+    return drawn
+
+
+def curve_labels(points: pd.DataFrame) -> dict[str, str]:
+    """sweep -> name in the legend: the method, or the sweep's own name where two share a method."""
+    methods = points.drop_duplicates("sweep").set_index("sweep")["method"]
+    if methods.is_unique:
+        return {str(sweep): str(method) for sweep, method in methods.items()}
+    return {str(sweep): str(sweep) for sweep in methods.index}
+
+
+def summary(study: Study) -> str:
+    """Tables of the last `report` as plain text, and where its figures are.
+
+    Raises:
+        InputError: there is no report yet.
+    """
+    folder = study.out / "report"
+    if not (folder / "report.html").exists():
+        raise InputError(f"{folder}: no report yet; run `dvc repro` or `python -m repro report`")
+    parts = []
+    for table in study_tables(study):
+        parts.append(f"{table.title}\n\n{tables.to_text(tables.read_view(table, folder))}")
+    paths = [str(path) for path in sorted(folder.glob("*.png"))]
+    parts.append("\n".join(["Figures", *(f"  {path}" for path in paths), f"Report: {folder / 'report.html'}"]))
+    return "\n\n".join(parts)
+
+
+def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Path:
+    """Copy the report's CSVs, Markdown tables and PNGs to RESULTS/STUDY; the default study's also into the README.
+
+    Raises:
+        InputError: there is no report yet, or the README has no place for it.
+    """
+    folder, target = study.out / "report", results / study.study
+    summary(study)  # checks that the report is there
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".csv", ".md", ".png"):
+            shutil.copyfile(path, target / path.name)
+    if study.study == "default":
+        before, after = split_readme(readme)
+        write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target)}\n{END}{after}")
+    return target
+
+
+def split_readme(readme: Path) -> tuple[str, str]:
+    """What stands before and after the results in the README."""
+    text = readme.read_text() if readme.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise InputError(f"{readme}: expected one line {BEGIN} and after it one line {END}")
+    return text.split(BEGIN)[0], text.split(END)[1]
+
+
+def readme_block(study: Study, folder: Path) -> str:
+    """Tables and figures of the published results in `folder`, as the README shows them; from the CSVs only."""
+    parts = []
+    for table in study_tables(study):
+        if table.name == "sensitivity":
+            continue
+        view = tables.read_view(table, folder)
+        parts.append(f"**{table.title}.** {table.caption}\n\n{tables.to_markdown(view)}")
+    shown = [folder / f"{name}.png" for name in ("toy-figure1", "digits-samples", "sensitivity-guidance")]
+    parts += [f"![{path.stem}]({path.as_posix()})" for path in shown if path.exists()]
+    made = pd.concat([pd.read_csv(folder / f"{t.name}.csv") for t in study_tables(study) if t.name != "sensitivity"])
+    origin = [", ".join(map(str, made[name].dropna().unique())) for name in ("device", "versions", "commit")]
+    parts.append(f"Made on {origin[0]} with {origin[1]}, commit {origin[2]}; more in [{folder.name}]({folder}).")
+    return "\n\n".join(part.strip() for part in parts)
