@@ -15,7 +15,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from metrics.files import InputError
-from metrics.statistics import Features, Moments, Statistics, check_tags, from_features
+from metrics.statistics import Features, Moments, Statistics, as_tensor, check_tags, from_features
 
 
 def covariance_factor(sigma: np.ndarray) -> Tensor:
@@ -95,7 +95,7 @@ def jackknife(value: float, left_out: Sequence[float]) -> Estimate:
 
 def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     """Moments of disjoint runs of features [N, D], as equal in size as N allows, in order."""
-    x = torch.as_tensor(features)
+    x = as_tensor(features)
     if len(x) < 2 * num_blocks:
         raise InputError(f"{num_blocks} blocks need at least {2 * num_blocks} images, found {len(x)}; give more images")
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
@@ -136,7 +136,7 @@ def fd_infinity(features: Features, reference: Statistics | Gaussian, num_blocks
     once, so that their sampling noise is common and only the bias is extrapolated away. What remains is of
     order (D/N)^2. The error is that of the whole estimator, by the jackknife over blocks.
     """
-    x = torch.as_tensor(features)
+    x = as_tensor(features)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
     target, half = _gaussian(reference), max(num_blocks // 2, 2)
     halves = [block_moments(part, half) for part in torch.tensor_split(x[order], 2)]
@@ -158,7 +158,7 @@ def per_class_distances(
     features: Features, labels: np.ndarray, reference: Features, reference_labels: np.ndarray
 ) -> dict[int, float]:
     """FD between the images [N, D] and the reference images [M, D] of each class that both sides hold twice or more."""
-    x, y = torch.as_tensor(features), torch.as_tensor(reference)
+    x, y = as_tensor(features), as_tensor(reference)
     distances = {}
     for label in np.intersect1d(labels, reference_labels).tolist():
         members, others = np.flatnonzero(labels == label), np.flatnonzero(reference_labels == label)

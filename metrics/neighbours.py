@@ -8,13 +8,13 @@ the features removes the common offset that |x|^2 + |y|^2 - 2xy would cancel awa
 rounding of a decision is decided in float64 from the features themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from metrics.files import InputError
-from metrics.statistics import Features
+from metrics.statistics import Features, as_tensor
 
 CHUNK = 1024  # rows of a distance block
 PAIRS = 4096  # pairs measured in float64 at a time
@@ -23,22 +23,47 @@ PAIRS = 4096  # pairs measured in float64 at a time
 def precision_recall(real: Features, fake: Features, k: int = 3) -> dict[str, float]:
     """Share of fake [M, D] inside the real [N, D] manifold (precision) and the reverse (recall).
 
-    A point is inside when some ball of the other set holds it, its border included. Float64 or float32
-    features of any detector. Raises InputError on other shapes, NaN, or k >= N.
+    A point is inside when some ball of the other set holds it, its border included. Features of any
+    detector and float type. Raises InputError on other shapes, NaN, or too few images for k.
     """
-    a, b = _PointSet.pair(real, fake)
-    in_real, _ = _balls(a, a.radii(k), b)
-    in_fake, _ = _balls(b, b.radii(k), a)
-    return {"precision": float((in_real > 0).double().mean()), "recall": float((in_fake > 0).double().mean())}
+    return _measure(real, fake, k, None)
 
 
 def density_coverage(real: Features, fake: Features, k: int = 5) -> dict[str, float]:
     """Mean number of real balls around a fake sample over k (density, may exceed 1), and share of real
     balls that hold a fake sample (coverage). Arguments and errors as `precision_recall`.
     """
+    return _measure(real, fake, None, k)
+
+
+def neighbour_metrics(real: Features, fake: Features, k: int = 3, k_density: int = 5) -> dict[str, float]:
+    """`precision_recall` and `density_coverage` together, at half their cost."""
+    return _measure(real, fake, k, k_density)
+
+
+def _measure(real: Features, fake: Features, k: int | None, k_density: int | None) -> dict[str, float]:
     a, b = _PointSet.pair(real, fake)
-    balls_around, occupied = _balls(a, a.radii(k), b)
-    return {"density": float(balls_around.double().mean()) / k, "coverage": float(occupied.double().mean())}
+    n, m = len(a.raw), len(b.raw)
+    wanted = [x for x in (k, k_density) if x is not None]
+    real_radii = dict(zip(wanted, a.radii(wanted), strict=True))
+    fake_radii = {k: b.radii([k])[0]} if k is not None else {}
+    precise, recalled, occupied = (torch.zeros(x, dtype=torch.bool, device=a.raw.device) for x in (m, n, n))
+    balls = 0  # pairs of a fake point and a real ball around it
+    for start, squared, tolerance in a.squared_distances(b):
+        rows = slice(start, start + len(squared))
+        if k is not None:
+            precise |= a.within(b, start, squared, tolerance, real_radii[k][rows, None]).any(dim=0)
+            recalled[rows] = a.within(b, start, squared, tolerance, fake_radii[k][None]).any(dim=1)
+        if k_density is not None:
+            inside = a.within(b, start, squared, tolerance, real_radii[k_density][rows, None])
+            balls += int(inside.sum())
+            occupied[rows] = inside.any(dim=1)
+    values: dict[str, float] = {}
+    if k is not None:
+        values |= {"precision": int(precise.sum()) / m, "recall": int(recalled.sum()) / n}
+    if k_density is not None:
+        values |= {"density": balls / (k_density * m), "coverage": int(occupied.sum()) / n}
+    return values
 
 
 class _PointSet:
@@ -51,7 +76,7 @@ class _PointSet:
 
     @classmethod
     def pair(cls, real: Features, fake: Features) -> "tuple[_PointSet, _PointSet]":
-        x, y = torch.as_tensor(real), torch.as_tensor(fake)
+        x, y = as_tensor(real), as_tensor(fake)
         if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
             raise InputError(
                 f"features have shapes {tuple(x.shape)} and {tuple(y.shape)}, expected [N, D] and [M, D]; "
@@ -79,35 +104,31 @@ class _PointSet:
         ]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=self.raw.device)
 
-    def radii(self, k: int) -> Tensor:
-        """Squared distance [N], float64, to the k-th nearest other point of this set."""
-        count = len(self.raw)
-        if not 1 <= k < count:
-            raise InputError(f"k = {k} nearest neighbours need more than {k} images, found {count}; give more images")
-        radii = torch.empty(count, dtype=torch.float64, device=self.raw.device)
+    def radii(self, ks: Sequence[int]) -> Tensor:
+        """Squared distances [len(ks), N], float64, to the k-th nearest other point of this set, for each k."""
+        count, largest = len(self.raw), max(ks)
+        if not 1 <= min(ks) <= largest < count:
+            raise InputError(
+                f"k = {largest} nearest neighbours need more than {largest} images, found {count}; give more images"
+            )
+        radii = torch.empty(len(ks), count, dtype=torch.float64, device=self.raw.device)
         for start, squared, tolerance in self.squared_distances(self):
             chunk = torch.arange(len(squared), device=squared.device)
             squared[chunk, chunk + start] = torch.inf
             # Whatever may truly be among the k nearest, as (row, column) pairs sorted by row.
-            limit = squared.topk(k, largest=False).values[:, -1:] + 2 * tolerance
+            limit = squared.topk(largest, largest=False).values[:, -1:] + 2 * tolerance
             rows, columns = (squared <= limit).nonzero(as_tuple=True)
             counts = torch.bincount(rows, minlength=len(chunk))
             position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
             table = torch.full((len(chunk), int(counts.max())), torch.inf, dtype=torch.float64, device=rows.device)
             table[rows, position] = self.exact(rows + start, self, columns)
-            radii[start : start + len(chunk)] = table.kthvalue(k, dim=1).values
+            nearest = table.topk(largest, largest=False).values  # [chunk, largest k], ascending
+            radii[:, start : start + len(chunk)] = nearest[:, [k - 1 for k in ks]].T
         return radii
 
-
-def _balls(centres: _PointSet, radii: Tensor, points: _PointSet) -> tuple[Tensor, Tensor]:
-    """For balls of squared radii [N] around `centres`: how many hold each point [M], and which hold any [N]."""
-    around = torch.zeros(len(points.raw), dtype=torch.int64, device=radii.device)
-    occupied = torch.zeros(len(centres.raw), dtype=torch.bool, device=radii.device)
-    for start, squared, tolerance in centres.squared_distances(points):
-        radius = radii[start : start + len(squared), None]  # [chunk, 1]
-        inside = squared <= (radius - tolerance).float()
-        rows, columns = ((squared <= (radius + tolerance).float()) & ~inside).nonzero(as_tuple=True)
-        inside[rows, columns] = centres.exact(rows + start, points, columns) <= radius[rows, 0]
-        around += inside.sum(dim=0)
-        occupied[start : start + len(squared)] = inside.any(dim=1)
-    return around, occupied
+    def within(self, other: "_PointSet", start: int, squared: Tensor, tolerance: Tensor, radii: Tensor) -> Tensor:
+        """Which pairs of a distance block [chunk, M] are no farther apart than `radii` ([chunk, 1] or [1, M])."""
+        inside = squared <= (radii - tolerance).float()
+        rows, columns = ((squared <= (radii + tolerance).float()) & ~inside).nonzero(as_tuple=True)
+        inside[rows, columns] = self.exact(rows + start, other, columns) <= radii.expand_as(squared)[rows, columns]
+        return inside

@@ -69,7 +69,7 @@ class Moments:
 
     def update(self, features: Features) -> Self:
         """Add features [N, D] of any float type; raises InputError on NaN, infinity or another D."""
-        x = torch.as_tensor(features).to(self.mean.device, torch.float64)
+        x = as_tensor(features).to(self.mean.device, torch.float64)
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise InputError(f"features have shape {tuple(x.shape)}, expected [N, {len(self.mean)}]")
         if not bool(torch.isfinite(x).all()):
@@ -119,6 +119,13 @@ class Moments:
             raise InputError(f"a covariance needs at least 2 images, found {self.count}; give more images")
         sigma = self.scatter / (self.count - 1)
         return Statistics(self.count, self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), dict(tags or {}))
+
+
+def as_tensor(features: Features) -> Tensor:
+    """Features as a tensor, without a copy unless they are read-only (a memory-mapped file)."""
+    if isinstance(features, np.ndarray) and not features.flags.writeable:
+        features = features.copy()
+    return torch.as_tensor(features)
 
 
 def from_features(features: Features, tags: Mapping[str, Tag] | None = None) -> Statistics:

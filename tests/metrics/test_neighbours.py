@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from metrics import neighbours
 from metrics.files import InputError
-from metrics.neighbours import density_coverage, precision_recall
+from metrics.neighbours import density_coverage, neighbour_metrics, precision_recall
 
 LINE = np.array([[0.0], [1], [2], [10]])  # k = 1 balls: [-1,1], [0,2], [1,3], [2,18]
 
@@ -66,8 +66,7 @@ def test_decisions_are_exact_where_float32_products_cannot_tell() -> None:
     far = np.array([1e3] * 8)
     real = np.concatenate([far + 1e-3 * rng.standard_normal((40, 8)), -far + rng.standard_normal((40, 8))])
     fake = np.concatenate([far + 1e-3 * rng.standard_normal((30, 8)), -far + rng.standard_normal((30, 8))])
-    ours = {**precision_recall(real, fake), **density_coverage(real, fake)}
-    assert ours == pytest.approx(plain(real, fake, 3, 5), rel=1e-12)
+    assert neighbour_metrics(real, fake) == pytest.approx(plain(real, fake, 3, 5), rel=1e-12)
 
 
 def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
