@@ -171,6 +171,13 @@ class Trainer:
             total += loss.detach()
         assert seen == share, f"got {seen} of {share} images"
 
+        self.apply_gradients()
+        self.ema.update(self.cur_nimg, c.batch_size)
+        return total
+
+    def apply_gradients(self) -> None:
+        """Move the weights by the gradients at hand; `cur_nimg` then counts their images as seen."""
+        c = self.config
         lr = learning_rate(self.cur_nimg, c.batch_size, c.ref_lr, c.ref_batches, c.rampup_Mimg)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -179,8 +186,6 @@ class Trainer:
                 torch.nan_to_num(p.grad, nan=0, posinf=0, neginf=0, out=p.grad)
         self.optimizer.step()
         self.cur_nimg += c.batch_size
-        self.ema.update(self.cur_nimg, c.batch_size)
-        return total
 
     def _accumulate(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Processes exchange gradients in the last piece of a step only."""
