@@ -15,7 +15,7 @@ from tqdm import tqdm
 from metrics import detectors, neighbours
 from metrics import statistics as stats
 from metrics.detectors import Detector
-from metrics.files import InputError, atomic_write
+from metrics.files import InputError, atomic_write, sha256_file
 from metrics.frechet import frechet_distance
 from repro.generate import Pair, read_shard, sample_images
 from repro.snapshots import parse_name
@@ -40,16 +40,14 @@ class Reference:
                 name, weights=weights if weights.exists() else None, device=str(device)
             )
             self.statistics[name] = stats.load(folder / f"{name}.npz")
-            self.sha256[name] = stats.digest(self.statistics[name])
+            self.sha256[name] = sha256_file(folder / f"{name}.npz")
             if wants_features:
                 self.features[name] = np.load(folder / f"{name}-features.npy", mmap_mode="r")[: settings.num_real]
 
     def measure(self, name: str, features: NDArray[np.float32]) -> dict[str, float]:
         """Every requested metric of one set of features, [N, D] float32."""
-        moments = stats.Moments(features.shape[1])
-        moments.update(features)
-        generated = moments.finalize()
-        stats.check_tags(generated.with_tags(self.detectors[name].tags), self.statistics[name])
+        generated = stats.from_features(features, self.detectors[name].tags)
+        stats.check_tags(generated.tags, self.statistics[name].tags)
         values: dict[str, float] = {}
         for metric in self.settings.metrics:
             if metric == "fd":

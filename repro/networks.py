@@ -205,8 +205,9 @@ class Block(nn.Module):
         if self.attn_qkv is not None and self.attn_proj is not None:
             self.attn_qkv.fold(1.0, half)
             w = self.attn_qkv.weight  # reorder the outputs: heads x channels x 3 -> 3 x heads x channels
-            w = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
-            self.attn_qkv.weight = nn.Parameter(w.contiguous(memory_format=torch.channels_last), requires_grad=False)
+            split = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+            split = split.contiguous(memory_format=torch.channels_last)
+            self.attn_qkv.weight = nn.Parameter(split, requires_grad=False)
             self.attn_proj.fold(_blend(self.attn_balance)[1], half)
         self.folded = True
 
