@@ -1,0 +1,37 @@
+# make repro   set up .venv, run the default study, print its tables
+# make test    the same set-up, then pytest
+#
+# TORCH chooses the torch build and where all wheels come from, for example
+#   make repro TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: repro test lint bench install
+.NOTPARALLEL:
+
+repro: install
+	$(RUN) dvc repro
+	$(RUN) python -m repro summary
+
+test: install
+	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: install
+	$(RUN) python -m benchmarks
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@

@@ -1,0 +1,226 @@
+"""The pipeline as users run it: `dvc repro` on a miniature study, killed, resumed, changed and swapped."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "channels_per_head": 8}
+
+
+def training(name: str, channels: int, steps: int) -> dict[str, Any]:
+    batch = 64
+    return {
+        "data": "mini-digits",
+        "train": {
+            "name": name,
+            "network": {"model_channels": channels, **NETWORK},
+            "batch_size": batch,
+            "total_nimg": steps * batch,
+            "ref_batches": 20,
+            "rampup_Mimg": 0.0005,
+            "snapshot_nimg": 1024,
+            "checkpoint_nimg": 1024,
+            "log_nimg": 1024,
+        },
+    }
+
+
+def miniature() -> dict[str, Any]:
+    """A study with one of everything, in seconds; its name is `mini`."""
+    main, guide = (f"mini-{role}/mini-{role}-0000002-0.100.safetensors" for role in ("main", "guide"))
+    common = {"data": "mini-digits", "main": main, "seeds": ["0-127", "128-255"]}
+    return {
+        "study": "mini",
+        "launcher": "python",
+        "toy": {},
+        "data": {"mini-digits": {"kind": "digits", "settings": {"num_reference": 1024, "classifier_steps": 20}}},
+        "networks": {"mini-main-run": training("mini-main", 16, 32), "mini-guide-run": training("mini-guide", 8, 32)},
+        "reconstruct": {
+            f"mini-{role}": {"source": f"mini-{role}-run", "kimg": 2, "ema_stds": [0.1, 0.15]}
+            for role in ("main", "guide")
+        },
+        "sampler": {"num_steps": 4, "batch_size": 32, "shard_size": 64},
+        "evaluate": {
+            "detectors": ["digits"],
+            "metrics": ["fd", "precision_recall", "density_coverage"],
+            "num_real": 256,
+        },
+        "generate": {
+            "mini-unguided": {"method": "unguided", "guide": main, "guidance": 1.0, **common},
+            "mini-autoguidance": {"method": "autoguidance", "guide": guide, "guidance": 1.5, **common},
+        },
+        "sweeps": {
+            "mini-sweep": {
+                "method": "autoguidance",
+                "main_set": "mini-main",
+                "main": Path(main).name,
+                "guide_set": "mini-guide",
+                "guide": Path(guide).name,
+                "guidance": 1.5,
+                "data": "mini-digits",
+                "axis": "guide_ema",
+                "values": [0.1, 0.15],
+                "seeds": "1000-1063",
+            }
+        },
+    }
+
+
+class Project:
+    """A copy of the pipeline in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "dvc.yaml", folder)
+        (folder / "repro").symlink_to(ROOT / "repro")
+        self.environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        self.dvc("init", "--no-scm", "-q")
+        self.write(miniature())
+
+    def write(self, study: dict[str, Any]) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def dvc(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["dvc", *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["dvc", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def digests(self, pattern: str) -> dict[str, str]:
+        return {
+            str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted((self.folder / "out").glob(pattern))
+        }
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended too early: {process.stdout.read() if process.stdout else ''}"
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature study, run once from end to end."""
+    project = Project(tmp_path_factory.mktemp("pipeline") / "undisturbed")
+    project.dvc("repro")
+    return project
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def test_it_runs_from_nothing_to_tables(undisturbed: Project) -> None:
+    out = undisturbed.folder / "out" / "mini"
+    measures = pd.read_csv(out / "results" / "mini-autoguidance" / "measures.csv")
+    assert set(measures.metric) == {"fd_digits", "precision", "recall", "density", "coverage"}
+    assert set(measures.block) == {"0-127", "128-255"}
+    assert (measures.num_images == 128).all()
+    assert measures.value.notna().all()
+    assert (measures.guidance == 1.5).all()
+    assert measures.main_sha256.str.len().eq(64).all()
+    sweep = pd.read_csv(out / "results" / "mini-sweep" / "measures.csv")
+    assert sorted(sweep.axis_value.unique()) == [0.1, 0.15]
+    assert sorted(sweep.guide_ema.unique()) == [0.1, 0.15]
+    assert (out / "report" / "report.html").stat().st_size > 1000
+    assert "mini-autoguidance" in undisturbed.dvc("metrics", "show")
+
+
+def test_a_second_run_does_nothing(undisturbed: Project) -> None:
+    assert stages_run(undisturbed.dvc("repro")) == set()
+
+
+def test_changing_one_configuration_runs_only_what_depends_on_it(undisturbed: Project) -> None:
+    study = miniature()
+    study["generate"]["mini-autoguidance"]["seeds"] = ["0-127"]
+    undisturbed.write(study)
+    ran = stages_run(undisturbed.dvc("repro"))
+    undisturbed.write(miniature())
+    undisturbed.dvc("repro")
+    assert ran == {"generate@mini-autoguidance", "evaluate@mini-autoguidance", "report@mini", "verify@mini"}
+
+
+def test_another_study_and_back_runs_nothing(undisturbed: Project) -> None:
+    other = miniature() | {"study": "other", "networks": {}, "reconstruct": {}, "generate": {}, "sweeps": {}}
+    other["data"] = {"other-digits": miniature()["data"]["mini-digits"]}
+    undisturbed.write(other)
+    assert stages_run(undisturbed.dvc("repro", "data")) == {"data@other-digits"}
+    undisturbed.write(miniature())
+    assert stages_run(undisturbed.dvc("repro")) == set()
+
+
+@pytest.mark.parametrize("target", ["dvc alone", "the whole group"])
+def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Path, target: str) -> None:
+    project = Project(tmp_path / "killed")
+    shutil.copytree(undisturbed.folder / "out/mini/data", project.folder / "out/mini/data")
+    out = project.folder / "out" / "mini"
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        os.kill(process.pid, signal.SIGKILL) if target == "dvc alone" else os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    # While the main network trains, once there is a checkpoint.
+    process = project.start("repro", "networks")
+    wait_for(lambda: any(out.glob("networks/mini-main-run/checkpoint.pt")), process)
+    kill(process)
+    project.dvc("repro", "reconstruct")
+    assert project.digests("mini/networks/*/*.safetensors") == undisturbed.digests("mini/networks/*/*.safetensors")
+
+    # While images are generated, once there is a shard.
+    process = project.start("repro", "generate")
+    wait_for(lambda: any(out.glob("samples/*/*.zip")), process)
+    kill(process)
+    first = {path: path.stat().st_mtime_ns for path in out.glob("samples/*/*.zip")}
+    project.dvc("repro", "generate")
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert project.digests("mini/samples/*/*.zip") == undisturbed.digests("mini/samples/*/*.zip")
+
+
+def test_two_processes_make_identical_shards(undisturbed: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "two")
+    for part in ("data", "networks"):
+        shutil.copytree(undisturbed.folder / "out/mini" / part, project.folder / "out/mini" / part)
+    command = ["-m", "repro", "stage", "generate", "mini-autoguidance"]
+    subprocess.run(
+        ["torchrun", "--standalone", "--nproc-per-node=2", *command],
+        cwd=project.folder,
+        env=project.environment,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    pattern = "mini/samples/mini-autoguidance/*.zip"
+    assert project.digests(pattern) == undisturbed.digests(pattern)
+    assert len(project.digests(pattern)) == 4
