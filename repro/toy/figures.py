@@ -23,34 +23,33 @@ SIGMA_MID = 0.03  # noise level of the close-up
 NUM_STARTS = 4096  # noisy points of the close-up, before thinning
 SPACING = 0.045  # distance they keep from each other
 RESOLUTION = 300  # grid points per side for contours
+NUM_SHOWN = 8192  # samples in a panel of the overview
 
 # Okabe and Ito's colours keep apart under every common colour blindness.
-CLASS_A, CLASS_B = "#E69F00", "#BBBBBB"
+CLASS_A, CLASS_B = ("#FBE3B0", "#F0C060"), ("#E4E4E4", "#CCCCCC")  # outer and inner contour
 SAMPLES, UNGUIDED, GUIDED, DARK = "#0072B2", "#D55E00", "#0072B2", "#333333"
 STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "toy", "figure.dpi": 100}
 
 
 def draw_overview(both: Mixture, level: float, true: Tensor, samples: dict[str, tuple[Method, Tensor]]) -> Figure:
-    """Figure 1: the distribution of class A amid both, and samples by every method.
+    """Figure 1: the distribution of class A beside class B's, and samples of class A by every method.
 
     `level`: log density of class A's contour of 99% of its mass; `true`, `samples`: points [N, 2].
     """
     halves = len(both.weights) // 2  # class A comes first
-    class_a, class_b = _part(both, slice(None, halves)), _part(both, slice(halves, None))
+    classes = ((_part(both, slice(halves, None)), CLASS_B), (_part(both, slice(None, halves)), CLASS_A))
     panels = [("Ground truth", true)] + [(method.title, points) for method, points in samples.values()]
+    grid, x, y = _grid(OVERVIEW)
+    fields = [(_on_grid(mixture.log_density(grid)), colours) for mixture, colours in classes]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.45 * len(panels), 2.75), layout="constrained")
+        figure = Figure(figsize=(2.1 * len(panels), 2.4), layout="constrained")
         axes = figure.subplots(1, len(panels))
-        grid, x, y = _grid(OVERVIEW)
-        fields = [
-            (mixture.log_density(grid).reshape(RESOLUTION, RESOLUTION).numpy(), colour)
-            for mixture, colour in ((class_b, CLASS_B), (class_a, CLASS_A))
-        ]
         for ax, letter, (title, points) in zip(axes, "abcde", panels, strict=True):
-            for field, colour in fields:
-                ax.contourf(x, y, field, levels=[level, np.inf], colors=[colour], alpha=0.55)
-                ax.contour(x, y, field, levels=[level], colors=[colour], linewidths=0.6)
-            ax.scatter(points[:8192, 0], points[:8192, 1], s=0.35, color=SAMPLES, linewidths=0, rasterized=True)
+            for field, colours in fields:
+                ax.contourf(x, y, field, levels=[level, level + 2, np.inf], colors=colours)
+            ax.scatter(
+                points[:NUM_SHOWN, 0], points[:NUM_SHOWN, 1], s=0.5, color=SAMPLES, linewidths=0, rasterized=True
+            )
             _finish(ax, OVERVIEW, f"({letter}) {title}")
         _mark_closeup(axes[2])
     return figure
@@ -65,20 +64,20 @@ def draw_closeup(settings: ToySettings, mixture: Mixture, main: ToyNetwork, guid
     starts = _noisy_points(mixture)
     unguided = Method("unguided", "No guidance", 1.0, main)
     unguided_paths = trajectories(unguided, settings, starts, SIGMA_MID)
+    letter = iter("abcdefgh")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.0, 2.75 * len(guided)), layout="constrained")
+        figure = Figure(figsize=(9.0, 2.5 * len(guided)), layout="constrained")
         rows = figure.subplots(len(guided), 4, squeeze=False)
         for row, method in zip(rows, guided, strict=True):
             guide = method.guide
             assert isinstance(guide, ToyNetwork)
-            letter = iter("abcd")
             for ax, title, network in ((row[0], "Main model", main), (row[1], "Guide", guide)):
                 _draw_density(ax, network)
                 _draw_arrows(ax, starts, network.score(starts, SIGMA_MID))
-                _finish(ax, CLOSEUP, f"({next(letter)}) {title}: log density, score")
+                _finish(ax, CLOSEUP, f"({next(letter)}) {title}: density, score")
             _draw_ratio(row[2], main, guide)
             _draw_arrows(row[2], starts, main.score(starts, SIGMA_MID) - guide.score(starts, SIGMA_MID))
-            _finish(row[2], CLOSEUP, f"({next(letter)}) Log ratio, its gradient")
+            _finish(row[2], CLOSEUP, f"({next(letter)}) Ratio, its gradient")
             _draw_paths(row[3], mixture, settings, unguided_paths, trajectories(method, settings, starts, SIGMA_MID))
             _finish(row[3], CLOSEUP, f"({next(letter)}) Trajectories")
             row[0].set_ylabel(method.title)
@@ -110,6 +109,10 @@ def _grid(view: tuple[float, float, float]) -> tuple[Tensor, NDArray[np.float32]
     return torch.stack([xx, yy], dim=2).reshape(-1, 2), x.numpy(), y.numpy()
 
 
+def _on_grid(values: Tensor) -> NDArray[np.float64]:
+    return values.reshape(RESOLUTION, RESOLUTION).double().numpy()
+
+
 def _noisy_points(mixture: Mixture) -> Tensor:
     """Noisy points [N, 2] of `mixture` in the close-up, thinned until none lie closer than SPACING."""
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +129,7 @@ def _noisy_points(mixture: Mixture) -> Tensor:
 def _draw_density(ax: Axes, network: ToyNetwork) -> None:
     """Contours of a learnt density, even in the square root of the distance below its peak."""
     grid, x, y = _grid(CLOSEUP)
-    values = network.log_density(grid, SIGMA_MID).reshape(RESOLUTION, RESOLUTION).numpy()
+    values = _on_grid(network.log_density(grid, SIGMA_MID))
     depth = -np.sqrt(values.max() - values)
     ax.contourf(x, y, depth, levels=np.linspace(-3.5, 0, 8), cmap="YlOrBr", extend="min", alpha=0.8)
     ax.contour(x, y, depth, levels=np.linspace(-3.5, 0, 8), colors=DARK, linewidths=0.3, linestyles="solid")
@@ -135,8 +138,8 @@ def _draw_density(ax: Axes, network: ToyNetwork) -> None:
 def _draw_ratio(ax: Axes, main: ToyNetwork, guide: ToyNetwork) -> None:
     """Filled contours of the log ratio of two learnt densities, 0 at its largest value in the view."""
     grid, x, y = _grid(CLOSEUP)
-    ratio = (main.log_density(grid, SIGMA_MID) - guide.log_density(grid, SIGMA_MID)).reshape(RESOLUTION, RESOLUTION)
-    values = (ratio - ratio.max()).numpy()
+    values = _on_grid(main.log_density(grid, SIGMA_MID) - guide.log_density(grid, SIGMA_MID))
+    values -= values.max()
     levels = np.linspace(np.quantile(values, 0.05), 0, 12)
     ax.contourf(x, y, values, levels=levels, cmap="cividis", extend="min", alpha=0.85)
 
@@ -151,13 +154,13 @@ def _draw_arrows(ax: Axes, points: Tensor, vectors: Tensor) -> None:
 def _draw_paths(ax: Axes, mixture: Mixture, settings: ToySettings, unguided: Tensor, guided: Tensor) -> None:
     """Paths [steps, N, 2] with and without guidance over the true density."""
     grid, x, y = _grid(CLOSEUP)
-    field = mixture.log_density(grid).reshape(RESOLUTION, RESOLUTION).numpy()
+    field = _on_grid(mixture.log_density(grid))
     ax.contourf(x, y, -np.sqrt(field.max() - field), levels=np.linspace(-3.0, 0, 7), cmap="Greys", alpha=0.6)
     for paths, colour, label in ((unguided, UNGUIDED, "No guidance"), (guided, GUIDED, "Guided")):
         for i in range(paths.shape[1]):
             ax.plot(*paths[:, i].T.numpy(), color=colour, linewidth=0.8, label=label if i == 0 else None)
         ax.scatter(paths[-1, :, 0], paths[-1, :, 1], s=4, color=colour, linewidths=0, zorder=3)
-    ax.legend(loc="lower right", fontsize=7, frameon=True, handlelength=1.2)
+    ax.legend(loc="upper left", fontsize=7, frameon=True, handlelength=1.2)
 
 
 def _mark_closeup(ax: Axes) -> None:

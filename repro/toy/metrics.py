@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from repro.toy.mixture import Mixture
+from repro.toy.mixture import OFFSETS, Mixture
 
 MASS = 0.99  # of the true distribution inside the contour beyond which a sample is an outlier
 
@@ -21,14 +21,14 @@ def outliers(log_density: Tensor, level: float) -> float:
     return (log_density < level).double().mean().item()
 
 
-def component_jsd(mixture: Mixture, components: Tensor) -> float:
-    """Jensen-Shannon divergence, in nats, of samples per component from the components' true weights.
+def coverage_jsd(assigned: Tensor, weights: Tensor) -> float:
+    """Jensen-Shannon divergence, in nats, of the share of samples per part of the mixture from its true weight.
 
-    0 = every component receives its share, ln 2 = none that exists does. `components` [N]: indices of
-    `mixture.assign`. N samples of the mixture itself have about (components / 8N), since each count fluctuates.
+    0 = every part receives its share; ln 2 = none does. `assigned` [N]: index of each sample's part; `weights` [K].
+    Counts fluctuate, so that even N samples of the mixture itself have about K / 8N.
     """
-    counts = torch.bincount(components, minlength=mixture.num_components)
-    return jensen_shannon(counts.double() / len(components), mixture.component_weights)
+    counts = torch.bincount(assigned, minlength=len(weights))
+    return jensen_shannon(counts.double() / len(assigned), weights)
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
@@ -52,9 +52,12 @@ def sliced_wasserstein(a: Tensor, b: Tensor, num_directions: int) -> float:
 def measure(mixture: Mixture, samples: Tensor, true: Tensor, level: float, num_directions: int) -> dict[str, float]:
     """Every measure of `samples` [N, 2] against as many `true` points and the contour `level`."""
     log_density = mixture.log_density(samples)
+    components = mixture.assign(samples)
     return {
         "outliers": outliers(log_density, level),
         "log_density": log_density.mean().item(),
-        "component_jsd": component_jsd(mixture, mixture.assign(samples)),
+        "log_density_median": log_density.median().item(),
+        "component_jsd": coverage_jsd(components, mixture.component_weights),
+        "branch_jsd": coverage_jsd(components // len(OFFSETS), mixture.weights),
         "sliced_wasserstein": sliced_wasserstein(samples.double(), true.double(), num_directions),
     }

@@ -88,8 +88,11 @@ class Mixture:
             sigma: noise level, more than 0: a number, or one per point ([N] or [N, 1]).
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
-        chunks = [_score(self, *c) for c in zip(x.split(CHUNK), sigma.split(CHUNK), strict=True)]
-        return torch.cat(chunks).to(x.dtype)
+        workspace = torch.empty([CHUNK, len(OFFSETS), len(self.weights)])
+        chunks = zip(x.split(CHUNK), sigma.split(CHUNK), strict=True)
+        return torch.cat([_score(self, points, levels, workspace[: len(points)]) for points, levels in chunks]).to(
+            x.dtype
+        )
 
     @cached_property
     def _cholesky(self) -> Tensor:
@@ -186,30 +189,31 @@ def _logits(mixture: Mixture, x: Tensor, sigma: float) -> Tensor:
     return a[:, None] + t * (b[:, None] + t * c[:, None])
 
 
-def _score(mixture: Mixture, x: Tensor, sigma: Tensor) -> Tensor:
-    """Score [N, 2] float64 of points [N, 2] at sigma [N]."""
-    x, s = x.double(), sigma.double() ** 2
+def _score(mixture: Mixture, x: Tensor, sigma: Tensor, E: Tensor) -> Tensor:
+    """Score [N, 2] float64 of points [N, 2] at sigma [N]; `E` is a workspace, float32 [N, 8, B]."""
+    x, s = x.double(), sigma**2
     scale, a, b, c = _branch_terms(mixture, x, s)
     t = OFFSETS.float()[:, None]
 
     # The exponents' maximum over the segment, not the 8 points on it: 8 times cheaper, and as good against overflow.
+    b, c = b.float(), c.float()
     top = (b / c).mul_(-0.5).clamp_(t[0].item(), t[-1].item())
-    highest = torch.addcmul(b, c, top).mul_(top).add_(a).amax(1, keepdim=True)
-    a, b, c = (a - highest).float(), b.float(), c.float()
-    E = torch.addcmul(b[:, None], c[:, None], t)  # [N, 8, B]
-    E = E.mul_(t).add_(a[:, None]).clamp_min_(EXP_FLOOR).exp_()
+    highest = (a + torch.addcmul(b, c, top).mul_(top)).amax(1, keepdim=True)
+    a = a.sub_(highest).float()
+    torch.mul(c[:, None], t, out=E).add_(b[:, None]).mul_(t).add_(a[:, None]).clamp_min_(EXP_FLOOR).exp_()
 
     # Sums over a branch's components of E and of t E, then over branches of S^-1 (x - mean).
-    E_sum, tE_sum = torch.matmul(torch.stack([torch.ones_like(t), t]).squeeze(2), E).unbind(1)  # [N, B]
-    density = scale.sqrt() * mixture.weights
-    E_sum, tE_sum = E_sum * density, tE_sum * density
+    E_sum, tE_sum = torch.matmul(torch.cat([torch.ones_like(t), t], dim=1).T, E).unbind(1)  # [N, B]
+    scale = scale.float()
+    density = scale.sqrt() * mixture.weights.float()
+    pull = density * scale
     from_centre, along_span = mixture._force
-    J00, J01, J11, one, Jm0, Jm1, m0, m1 = ((E_sum * scale) @ from_centre).unbind(1)
-    Jd0, Jd1, d0, d1 = ((tE_sum * scale) @ along_span).unbind(1)
+    J00, J01, J11, one, Jm0, Jm1, m0, m1 = ((E_sum * pull).double() @ from_centre).unbind(1)
+    Jd0, Jd1, d0, d1 = ((tE_sum * pull).double() @ along_span).unbind(1)
     x0, x1 = x.unbind(1)
     pull0 = J00 * x0 + J01 * x1 - Jm0 - Jd0 + s * (one * x0 - m0 - d0)
     pull1 = J01 * x0 + J11 * x1 - Jm1 - Jd1 + s * (one * x1 - m1 - d1)
-    return -torch.stack([pull0, pull1], dim=1) / E_sum.sum(1, keepdim=True)
+    return -torch.stack([pull0, pull1], dim=1) / (E_sum * density).sum(1, keepdim=True)
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def methods(settings: ToySettings, networks: dict[str, ToyNetwork]) -> list[Meth
     return [
         Method("unguided", "No guidance", 1.0, main),
         Method("cfg", f"CFG, w = {w_cfg:g}", w_cfg, main, unconditional),
-        Method("truncation", f"Naive truncation, {factor:g}", factor, Truncated(main, factor)),
+        Method("truncation", f"Score × {factor:g}", factor, Truncated(main, factor)),
         Method("autoguidance", f"Autoguidance, w = {w_auto:g}", w_auto, main, guide),
     ]
 

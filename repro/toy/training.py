@@ -69,6 +69,15 @@ class Trainer:
         self.iteration = state["iteration"]
 
 
+def keep_freed_memory() -> None:
+    """Make the C library keep freed blocks for the next iteration.
+
+    glibc hands large freed blocks back to the system, and page faults to get them again would be a third of an
+    iteration. Once it has freed a block of some size, it keeps all smaller ones (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    torch.empty(24 * 2**20, dtype=torch.uint8)
+
+
 def draw(mixture: Mixture, settings: ToyTrainingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One batch of noisy points [N, 2] and their noise levels [N, 1], ln(sigma) normally distributed."""
     num = settings.batch_size
@@ -89,9 +98,10 @@ def train(path: Path, network: ToyNetworkSettings, training: ToyTrainingSettings
     the result. Files of other settings are replaced.
     """
     digest = _digest(network, training)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _read_metadata(path).get("digest") == digest:
         return load(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = Trainer(network, training)
     if checkpoint.exists():
