@@ -1,18 +1,19 @@
 """Power-function averages of network weights: tracking in training, post-hoc reconstruction of any length."""
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from metrics.files import InputError
 from repro import snapshots
+from repro.networks import Precond
 from repro.snapshots import Snapshot
 
 # Weights of an average at training time t are proportional to tau^gamma, 0 <= tau <= t (EDM2 eq. 121); its length is
@@ -83,54 +84,54 @@ def profile_error(in_nimg: ArrayLike, in_std: ArrayLike, out_nimg: float, out_st
     return np.sqrt(np.maximum(squared, 0) / norm)
 
 
-class PowerFunctionEMA:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class PowerFunctionEMA(Generic[Network]):
     """Averages of a network's weights over its training, one per length in `stds` (EDM2 section 3.1)."""
 
     @torch.no_grad()
-    def __init__(self, network: nn.Module, stds: Sequence[float] = (0.05, 0.10)) -> None:
+    def __init__(self, network: Network, stds: Sequence[float] = (0.05, 0.10)) -> None:
         self._network = network
         self._averages = {std: copy.deepcopy(network).eval().requires_grad_(False) for std in stds}
 
     @torch.no_grad()
     def update(self, cur_nimg: int, batch_size: int) -> None:
         """Take in the weights as they are after the step of `batch_size` images that ended at `cur_nimg` images."""
-        parameters = list(self._network.parameters())
-        buffers = list(self._network.buffers())
+        parameters: list[Tensor] = list(self._network.parameters())
+        buffers: list[Tensor] = list(self._network.buffers())
         for std, average in self._averages.items():
             weight = 1 - float(beta(std, cur_nimg, batch_size))
-            torch._foreach_lerp_(list(average.parameters()), parameters, weight)
+            torch._foreach_lerp_([*average.parameters()], parameters, weight)
             if buffers:
                 torch._foreach_copy_(list(average.buffers()), buffers)
 
-    def networks(self) -> dict[float, nn.Module]:
+    def networks(self) -> dict[float, Network]:
         """The averaged networks by length, in evaluation mode; live: later updates change them."""
         return dict(self._averages)
 
-    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {f"{std:.3f}": average.state_dict() for std, average in self._averages.items()}
 
-    def load_state_dict(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         for std, average in self._averages.items():
             average.load_state_dict(state[f"{std:.3f}"])
-
-
-_NAME = re.compile(r"-(?P<kimg>\d{7,})-(?P<std>\d+\.\d+)\.(?:pkl|safetensors)$")
 
 
 def snapshot_time(path: str | Path) -> tuple[int, float]:
     """(images seen, EMA length) of a snapshot, from its metadata or, for published pickles, its name.
 
-    Published names give thousands of images, rounded down; the counts themselves are multiples of 1,024.
+    Raises InputError where neither tells.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         metadata = snapshots.read_metadata(path)
         if "nimg" in metadata and "ema_std" in metadata:
             return int(metadata["nimg"]), float(metadata["ema_std"])
-    match = _NAME.search(path.name)
-    if match is None:
+    name = snapshots.parse_name(path.name)
+    if name is None:
         raise InputError(f"{path}: expected a snapshot named RUN-KIMG-STD, as in net-0134217-0.100.pkl")
-    return -(-int(match["kimg"]) * 1000 // 1024) * 1024, float(match["std"])
+    return snapshots.kimg_to_nimg(name.kimg), name.ema_std
 
 
 @torch.no_grad()
@@ -158,7 +159,7 @@ def reconstruct(
 
     in_nimg, in_std = zip(*(time for time, _ in inputs), strict=True)
     coefficients = solve_coefficients(in_nimg, in_std, target, out_stds)
-    sums: dict[float, nn.Module] = {}
+    sums: dict[float, Precond] = {}
     for (_, path), row in zip(inputs, coefficients, strict=True):
         source = snapshots.load(path)
         weights = [p.float() for p in source.network.parameters()]
@@ -166,7 +167,7 @@ def reconstruct(
             if std not in sums:
                 sums[std] = copy.deepcopy(source.network).float().requires_grad_(False)
                 torch._foreach_zero_(list(sums[std].parameters()))
-            outputs = list(sums[std].parameters())
+            outputs: list[Tensor] = list(sums[std].parameters())
             if [p.shape for p in outputs] != [p.shape for p in weights]:
                 raise InputError(f"{path}: the network differs in shape from {inputs[0][1].name}")
             torch._foreach_add_(outputs, weights, alpha=float(coefficient))

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from metrics import distributed
-from metrics.files import InputError, atomic_write, write_text
+from metrics.files import InputError, atomic_write, write_json, write_text
 from repro import snapshots
 from repro.data import TrainingData, mix
 from repro.ema import PowerFunctionEMA
@@ -272,12 +272,15 @@ def train(
         label_dim=dataset.label_dim if config.conditional else 0,
         **config.network,
     )
-    trainer = Trainer(network.to(device, memory_format=torch.channels_last), config)
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    trainer = Trainer(network.to(device), config)
     identity = _identity(config, dataset)
     _resume(trainer, folder, identity, device)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.json", json.dumps(identity, indent=2) + "\n")
+        write_json(folder / "config.json", identity)
         _truncate_log(folder / LOG, trainer.cur_nimg)
     end = config.total_nimg if stop_nimg is None else min(stop_nimg, config.total_nimg)
 
@@ -377,7 +380,7 @@ def _to_device(drawn: _Drawn, config: TrainingConfig, dataset: TrainingData, dev
 def _save_snapshots(trainer: Trainer, dataset: TrainingData, folder: Path) -> dict[float, Path]:
     files = {}
     for std, network in trainer.ema.networks().items():
-        files[std] = folder / f"{trainer.config.name}-{trainer.cur_nimg // 1000:07d}-{std:.3f}.safetensors"
+        files[std] = folder / snapshots.format_name(trainer.config.name, trainer.cur_nimg // 1000, std)
         metadata = {"nimg": trainer.cur_nimg, "ema_std": std, "run": trainer.config.name}
         snapshots.save(snapshots.Snapshot(network, dataset.encoder, metadata), files[std])
     return files
