@@ -7,25 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metrics.files import (
-    NUMPY_GLOBALS,
-    InputError,
-    atomic_write,
-    load_nested_tensors,
-    load_pickle,
-    rebuild_tensor,
-    sha256_file,
-)
+from metrics.files import NUMPY_GLOBALS, Inert, InputError, atomic_write, load_pickle, load_state_dict, sha256_file
+from metrics.tensors import load_nested_tensors, rebuild_tensor
 from repro import encoders
 from repro.encoders import Encoder, RGBEncoder, StabilityVAEEncoder
 from repro.networks import Precond
 
 METADATA = "autoguidance"  # the one string that safetensors keeps beside the tensors
+MODULES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")  # classes that a published network is made of
+MAX_DEPTH = 8  # of modules; a network has 3
+ARRAYS = (np.ndarray, np.generic)
 BOUNDS = {  # largest values of the construction arguments that decide how much is built
     "img_resolution": 4096,
     "img_channels": 64,
@@ -118,46 +115,48 @@ def convert(source: str | Path, target: str | Path) -> None:
     save(load(source), target)
 
 
-def _load_safetensors(path: Path) -> Snapshot:
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Metadata of a .safetensors network, construction arguments and encoder included, without its weights.
+
+    Raises:
+        InputError: broken file, or not a network saved by this toolkit.
+    """
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as err:
+        found = json.loads(text) if text is not None else None
+    except (SafetensorError, OSError, ValueError) as err:
         raise InputError(f"{path}: not a sound safetensors file ({err})") from err
-    if text is None:
+    if not isinstance(found, dict):
         raise InputError(f"{path}: no '{METADATA}' metadata; expected a network saved by this toolkit")
+    return found
+
+
+def _load_safetensors(path: Path) -> Snapshot:
+    metadata = read_metadata(path)
     try:
-        metadata = json.loads(text)
         init_kwargs, encoder = metadata.pop("init_kwargs"), encoders.build(metadata.pop("encoder"))
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise InputError(f"{path}: metadata cannot be used ({type(err).__name__}: {err})") from err
-    return Snapshot(_assemble(path, init_kwargs, tensors), encoder, metadata)
+    return Snapshot(_assemble(path, init_kwargs, load_state_dict(path)), encoder, metadata)
 
 
 def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Precond:
     """The network that `init_kwargs` describe with the given weights; nothing larger than the file is allocated."""
-    if not isinstance(init_kwargs, dict):
-        raise InputError(f"{path}: construction arguments are {type(init_kwargs).__name__}, expected a mapping")
-    for key, limit in BOUNDS.items():
-        value = init_kwargs.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-            raise InputError(f"{path}: {key} is {value!r}, expected an integer of at most {limit}")
-    if len(init_kwargs.get("channel_mult", ())) > 16:
-        raise InputError(f"{path}: channel_mult has {len(init_kwargs['channel_mult'])} levels, expected at most 16")
+    _check_init_kwargs(path, init_kwargs)
     try:
         with torch.device("meta"):
             network = Precond(**init_kwargs)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as err:
+    except Exception as err:
         raise InputError(f"{path}: construction arguments do not build a network ({err})") from err
     expected = network.state_dict()
     for key, tensor in expected.items():
         if key not in tensors:
-            raise InputError(f"{path}: {key} is missing")
+            raise InputError(f"{path}: {key} is missing; expected shape {list(tensor.shape)}")
         if tensors[key].shape != tensor.shape:
             raise InputError(f"{path}: {key} has shape {list(tensors[key].shape)}, expected {list(tensor.shape)}")
-        if not tensors[key].is_floating_point() or not tensors[key].isfinite().all():
-            raise InputError(f"{path}: {key} is not made of finite floating-point numbers")
+        if not tensors[key].is_floating_point() or not tensors[key].float().isfinite().all():
+            raise InputError(f"{path}: {key} ({tensors[key].dtype}), expected finite floating-point numbers")
     extra = tensors.keys() - expected.keys()
     if extra:
         raise InputError(f"{path}: {min(extra)} has no place in this network")
@@ -165,30 +164,41 @@ def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Pr
     return network.eval().requires_grad_(False)
 
 
+def _check_init_kwargs(path: Path, init_kwargs: Any) -> None:
+    """Plain numbers and short lists of them, within bounds; what they mean together is for the network to say."""
+    if not isinstance(init_kwargs, dict):
+        raise InputError(f"{path}: construction arguments are {type(init_kwargs).__name__}, expected a mapping")
+    for key, limit in BOUNDS.items():
+        value = init_kwargs.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+            raise InputError(f"{path}: {key} is {_brief(value)}, expected an integer of at most {limit}")
+    for key, value in init_kwargs.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if len(numbers) > 16 or not all(n is None or isinstance(n, int | float) for n in numbers):
+            raise InputError(f"{path}: {key} is {_brief(value)}, expected a number or a list of at most 16")
+
+
+def _brief(value: Any) -> str:
+    return repr(value)[:80] if isinstance(value, int | float | str | None) else f"of type {type(value).__name__}"
+
+
 # --- Published pickles -----------------------------------------------------------------------------------------
 
 
-class _Object(dict[str, Any]):
-    """Inert record of an object with embedded source: its class name and state; the source is dropped unread."""
+class _Object(NamedTuple):
+    """Inert record of an object with embedded source; the source is dropped unread."""
 
     class_name: str
-
-
-class _ModuleDict(dict[str, Any]):
-    """Inert stand-in for torch's ModuleDict: its state."""
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
+    state: dict[str, Any]
 
 
 def _persistent_object(meta: Any) -> _Object:
-    found = _Object(meta["state"])
-    found.class_name = str(meta["class_name"])
-    return found
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise ValueError("an object without its state")
+    return _Object(str(meta.get("class_name")), meta["state"])
 
 
-def _parameter(data: Tensor, *_: Any) -> Tensor:
+def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
@@ -199,7 +209,7 @@ def _load_published(path: Path) -> Snapshot:
         ("collections", "OrderedDict"): dict,
         ("torch._utils", "_rebuild_parameter"): _parameter,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-        ("torch.nn.modules.container", "ModuleDict"): _ModuleDict,
+        ("torch.nn.modules.container", "ModuleDict"): Inert,
         ("torch.storage", "_load_from_bytes"): lambda data: load_nested_tensors(data, str(path)),
     }
     tree = load_pickle(path, allowed)
@@ -208,52 +218,71 @@ def _load_published(path: Path) -> Snapshot:
     network = tree["ema"]
     if network.class_name != "Precond":
         raise InputError(f"{path}: the network's class is {network.class_name}, expected Precond")
-    if network.get("_init_args"):
-        raise InputError(f"{path}: positional construction arguments {network['_init_args']}, expected none")
-    tensors = dict(_tensors(path, network, ""))
-    precond = _assemble(path, _plain(path, network.get("_init_kwargs", {})), tensors)
+    tensors: dict[str, Tensor] = {}
+    _collect(path, network, "", tensors, set())
+    precond = _assemble(path, _arguments(path, network), tensors)
     name = parse_name(path.name)
     known = {} if name is None else {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std}
-    return Snapshot(
-        precond, _published_encoder(path, tree.get("encoder")), known | {"source_sha256": sha256_file(path)}
-    )
+    metadata = known | {"source_sha256": sha256_file(path)}
+    return Snapshot(precond, _published_encoder(path, tree.get("encoder")), metadata)
 
 
-def _tensors(path: Path, module: Any, prefix: str) -> Any:
-    """Yield (parameter name, tensor) of an inert module tree."""
-    if not isinstance(module, dict):
-        raise InputError(f"{path}: {prefix.rstrip('.') or 'the network'} is not a module")
-    for kind in ("_parameters", "_buffers"):
-        for key, value in (module.get(kind) or {}).items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{key}", value
-            elif value is not None:
+def _collect(path: Path, module: Any, prefix: str, tensors: dict[str, Tensor], seen: set[int]) -> None:
+    """Add the parameters and buffers of an inert module tree to `tensors` by name."""
+    name = prefix.rstrip(".") or "the network"
+    if isinstance(module, _Object) and module.class_name not in MODULES:
+        raise InputError(f"{path}: {name} is of class {module.class_name}, expected one of {', '.join(MODULES)}")
+    state = module.state if isinstance(module, _Object | Inert) else None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: {name} is not a module")
+    if id(state) in seen:
+        raise InputError(f"{path}: {name} occurs twice in the network; every module has one place")
+    if prefix.count(".") > MAX_DEPTH:
+        raise InputError(f"{path}: modules nested more than {MAX_DEPTH} deep, at {name}")
+    seen.add(id(state))
+    for kind in ("_parameters", "_buffers", "_modules"):
+        members = state.get(kind, {})
+        if not isinstance(members, dict):
+            raise InputError(f"{path}: {kind} of {name} is {type(members).__name__}, expected a mapping")
+        for key, value in members.items():
+            if value is None:
+                continue
+            if kind == "_modules":
+                _collect(path, value, f"{prefix}{key}.", tensors, seen)
+            elif isinstance(value, Tensor):
+                tensors[f"{prefix}{key}"] = value
+            else:
                 raise InputError(f"{path}: {prefix}{key} is {type(value).__name__}, expected a tensor")
-    for key, child in (module.get("_modules") or {}).items():
-        if child is not None:
-            yield from _tensors(path, child, f"{prefix}{key}.")
 
 
-def _plain(path: Path, value: Any) -> Any:
-    """JSON-like copy of construction arguments; anything else is refused."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(path, item) for item in value]
-    if type(value) is dict:
-        return {str(key): _plain(path, item) for key, item in value.items()}
-    raise InputError(f"{path}: a construction argument is {type(value).__name__}, expected plain numbers and lists")
+def _arguments(path: Path, found: _Object) -> dict[str, Any]:
+    """Constructor arguments of an object, lists and numbers as JSON has them."""
+    if found.state.get("_init_args"):
+        raise InputError(f"{path}: {found.class_name} was built with positional arguments, expected none")
+    arguments = found.state.get("_init_kwargs", {})
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path}: arguments of {found.class_name} are not a mapping")
+    return {
+        str(key): list(value) if isinstance(value, tuple) else value.tolist() if isinstance(value, ARRAYS) else value
+        for key, value in arguments.items()
+    }
 
 
 def _published_encoder(path: Path, encoder: Any) -> Encoder:
-    if isinstance(encoder, _Object):
-        arguments = _plain(path, encoder.get("_init_kwargs", {}))
-        if encoder.class_name == "StandardRGBEncoder" and not arguments:
-            return RGBEncoder()
-        if encoder.class_name == "StabilityVAEEncoder":
-            try:
-                return StabilityVAEEncoder(**arguments)
-            except (TypeError, ValueError) as err:
-                raise InputError(f"{path}: encoder arguments {arguments} cannot be used ({err})") from err
-    found = getattr(encoder, "class_name", type(encoder).__name__)
-    raise InputError(f"{path}: the encoder is {found}, expected StandardRGBEncoder or StabilityVAEEncoder")
+    if not isinstance(encoder, _Object) or encoder.class_name not in ("StandardRGBEncoder", "StabilityVAEEncoder"):
+        found = getattr(encoder, "class_name", type(encoder).__name__)
+        raise InputError(f"{path}: the encoder is {found}, expected StandardRGBEncoder or StabilityVAEEncoder")
+    arguments = _arguments(path, encoder)
+    if encoder.class_name == "StandardRGBEncoder":
+        if arguments:
+            raise InputError(f"{path}: StandardRGBEncoder has arguments {sorted(arguments)}, expected none")
+        return RGBEncoder()
+    try:
+        built = StabilityVAEEncoder(**arguments)
+    except Exception as err:
+        raise InputError(f"{path}: encoder arguments {sorted(arguments)} cannot be used ({err})") from err
+    for key, expected in (("scale", built.scale), ("bias", built.bias)):
+        stored = encoder.state.get(key)
+        if not isinstance(stored, ARRAYS) or stored.shape != expected.shape or not np.allclose(stored, expected):
+            raise InputError(f"{path}: the encoder's {key} is {stored}, expected {expected.tolist()}")
+    return built
