@@ -4,6 +4,8 @@ Pickles are read by an unpickler that knows a handful of names and refuses every
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import io
 import json
@@ -13,18 +15,22 @@ import pickle
 import pickletools
 import re
 import socket
+import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GIB = 2**30
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays stay under 20
 
 
 class InputError(ValueError):
@@ -33,17 +39,48 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on error it is removed."""
+    """Yield a temporary path beside `path`; on success it replaces `path`, on error it is removed.
+
+    What processes that are no more have left beside `path` is removed too. The temporary name ends in `.tmp`:
+    writers that choose the format by suffix need to be told the format.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    prefix = f".{path.name}.{socket.gethostname()}-"
+    temporary = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+            pid = stale.name.removeprefix(prefix).removesuffix(".tmp")
+            if not pid.isdigit() or not _is_alive(int(pid)):
+                stale.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as err:
+        number = getattr(err, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(err):  # the latter from safetensors
+            raise InputError(f"{path}: no space left on the disk; free some and run again") from err
+        place = getattr(err, "filename", None)
+        if number in NOT_WRITABLE and place and Path(place) in (temporary, path, *path.parents):
+            raise InputError(f"{path}: cannot be written ({os.strerror(number)})") from err
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -76,10 +113,12 @@ def folder_lock(folder: str | Path, wait: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = holder.read_text().strip() if holder.exists() else "another process"
+        who = "another process"
+        with contextlib.suppress(OSError):
+            who = holder.read_text().strip() or who
         if not wait:
             raise InputError(f"{folder} is in use by {who}; wait for it or stop it") from None
-        print(f"waiting for {folder}, in use by {who}", flush=True)
+        print(f"waiting for {folder}, in use by {who}", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
@@ -92,22 +131,64 @@ def folder_lock(folder: str | Path, wait: bool = True) -> Iterator[None]:
 # --- Pickles ---------------------------------------------------------------------------------------------------
 
 
-class RestrictedUnpickler(pickle.Unpickler):
-    """Resolves the names in `allowed` only; `source` is what error messages call the file."""
+class _SealedType(type):
+    """Metaclass of classes that a pickle's BUILD instruction cannot change."""
 
-    def __init__(self, data: bytes, allowed: Mapping[tuple[str, str], Any], source: str) -> None:
-        super().__init__(io.BytesIO(data))
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise TypeError(f"{cls.__name__} cannot be changed")
+
+
+class _SealedFunction:
+    """A function that a pickle can call, but whose attributes its BUILD instruction cannot change."""
+
+    __slots__ = ("_function",)
+    _function: Any
+
+    def __init__(self, function: Any) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError("a stand-in cannot be changed")
+
+
+class Inert(metaclass=_SealedType):
+    """Stand-in for an object of a class that is not to run: keeps the pickled state and does nothing."""
+
+    __slots__ = ("state",)
+    state: Any
+
+    def __new__(cls, *_: Any) -> "Inert":
+        inert = super().__new__(cls)
+        inert.state = None
+        return inert
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Resolves the names in `allowed` only; `source` is what error messages call the file.
+
+    Stand-ins are functions, built-in classes without state of their own, or subclasses of `Inert`.
+    """
+
+    def __init__(self, stream: BinaryIO, allowed: Mapping[tuple[str, str], Any], source: str) -> None:
+        super().__init__(stream)
         self.allowed = allowed
         self.source = source
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self.allowed[module, name]
+            found = self.allowed[module, name]
         except KeyError:
             raise InputError(
                 f"{self.source}: names {module}.{name}, which has no place in this kind of file; nothing was run. "
                 "Get the file from its publisher again"
             ) from None
+        return _SealedFunction(found) if callable(found) and not isinstance(found, type) else found
 
     def persistent_load(self, pid: Any) -> Any:
         raise InputError(f"{self.source}: holds a persistent id, which has no place in this kind of file")
@@ -118,123 +199,126 @@ def load_pickle(path: str | Path, allowed: Mapping[tuple[str, str], Any], max_by
 
     Args:
         path: the file.
-        allowed: (module, name) -> what stands in for it.
+        allowed: (module, name) -> what stands in for it, see `RestrictedUnpickler`.
         max_bytes: largest file that is read.
 
     Raises:
         InputError: missing, too large, truncated or malformed file, or a name outside `allowed`.
     """
-    return unpickle(read_bounded(path, max_bytes), allowed, str(path))
-
-
-def unpickle(data: bytes, allowed: Mapping[tuple[str, str], Any], source: str) -> Any:
-    """`load_pickle` of bytes in memory."""
-    check_opcodes(data, source)
     try:
-        return RestrictedUnpickler(data, allowed, source).load()
-    except InputError:
-        raise
-    except Exception as err:
-        raise InputError(f"{source}: not a sound pickle ({type(err).__name__}: {_line(err)})") from err
-
-
-def check_opcodes(data: bytes, source: str, start: int = 0) -> int:
-    """Walk the opcodes of one pickle without running it; returns the offset behind it.
-
-    Refuses memo indices that no honest pickle needs: the unpickler allocates a table of that size.
-    """
-    stream = io.BytesIO(data)
-    stream.seek(start)
-    count = 0
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            count += 1
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-                raise InputError(f"{source}: memo index {argument} after {count} opcodes; the file is malformed")
-    except InputError:
-        raise
-    except Exception as err:
-        raise InputError(f"{source}: truncated or not a pickle ({_line(err)})") from err
-    return stream.tell()
-
-
-def read_bounded(path: str | Path, max_bytes: int) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        InputError: it does not exist, cannot be read, or is larger than `max_bytes`.
-    """
-    try:
-        size = os.path.getsize(path)
-        if size > max_bytes:
-            raise InputError(f"{path}: {size} bytes, expected at most {max_bytes}")
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise InputError(f"{path}: {size} bytes, expected at most {max_bytes}")
+            check_opcodes(file, str(path))
+            file.seek(0)
+            return run_unpickler(RestrictedUnpickler(file, allowed, str(path)))
     except OSError as err:
         raise InputError(f"{path}: cannot be read ({err.strerror})") from err
 
 
-def _reconstruct_array(subtype: Any, shape: tuple[int, ...], typecode: Any) -> np.ndarray:
-    if subtype is not _NDARRAY or tuple(shape) != (0,):
+def unpickle(data: bytes, allowed: Mapping[tuple[str, str], Any], source: str) -> Any:
+    """`load_pickle` of bytes in memory."""
+    check_opcodes(io.BytesIO(data), source)
+    return run_unpickler(RestrictedUnpickler(io.BytesIO(data), allowed, source))
+
+
+def run_unpickler(unpickler: RestrictedUnpickler) -> Any:
+    """The unpickled object; whatever goes wrong is an InputError."""
+    try:
+        return unpickler.load()
+    except InputError:
+        raise
+    except Exception as err:
+        raise InputError(f"{unpickler.source}: not a sound pickle ({type(err).__name__}: {one_line(err)})") from err
+
+
+def check_opcodes(stream: BinaryIO, source: str) -> None:
+    """Walk the opcodes of one pickle without running it; leaves `stream` behind it.
+
+    Refuses memo indices that no honest pickle needs, since the unpickler fills a table of that size, and the
+    extension registry, whose cache bypasses `find_class`.
+    """
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+                raise InputError(f"{source}: memo index {argument} after {count} opcodes; the file is malformed")
+            if opcode.name.startswith("EXT"):
+                raise InputError(f"{source}: uses pickle extension {argument}, which has no place in this kind of file")
+    except InputError:
+        raise
+    except Exception as err:
+        raise InputError(f"{source}: truncated or not a pickle ({one_line(err)})") from err
+
+
+class _Dtype(metaclass=_SealedType):
+    """Stand-in for numpy.dtype: plain numbers only. Arrays of objects can crash NumPy's own unpickling."""
+
+    __slots__ = ("dtype",)
+    dtype: np.dtype
+
+    def __new__(cls, code: str, *_: Any) -> "_Dtype":
+        if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)", code):
+            raise ValueError(f"an array of dtype '{code}', expected numbers")
+        found = super().__new__(cls)
+        found.dtype = np.dtype(code)
+        return found
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):  # version, byte order, fields of structured types
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray, metaclass=_SealedType):
+    """An array under construction: NumPy's own check of the state is too lenient."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        _check_size(shape, dtype, data)
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(data)))  # type: ignore[arg-type]
+
+
+def _check_size(shape: Any, dtype: Any, data: Any) -> None:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
+        raise ValueError("an array that is not made of shape, dtype and bytes")
+    if any(not isinstance(n, int) or n < 0 for n in shape) or math.prod(shape) * dtype.dtype.itemsize != len(data):
+        raise ValueError(f"an array of {len(data)} bytes with shape {shape} and dtype {dtype.dtype}")
+
+
+def _reconstruct(subtype: Any, shape: Any, *_: Any) -> np.ndarray:
+    if subtype is not _NDARRAY or shape != (0,):
         raise ValueError("an array that is not built empty first")
-    return np.empty((0,), dtype=np.int8)
+    return np.ndarray.__new__(_Array, (0,), np.int8)
 
 
-def _array_scalar(dtype: np.dtype, data: bytes) -> Any:
-    if dtype.hasobject or len(data) != dtype.itemsize:
-        raise ValueError("a scalar of objects or of the wrong size")
-    return np.frombuffer(data, dtype=dtype)[0]
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    _check_size(shape, dtype, data)
+    return np.frombuffer(bytearray(data), dtype=dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    _check_size((), dtype, data)
+    return np.frombuffer(data, dtype=dtype.dtype)[0]
 
 
 _NDARRAY = "numpy.ndarray"  # named in pickles as an argument only; a string cannot be called
 NUMPY_GLOBALS: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _NDARRAY,
     **{
-        (f"numpy.{core}.multiarray", name): function
+        (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")
-        for name, function in (("_reconstruct", _reconstruct_array), ("scalar", _array_scalar))
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _reconstruct),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
     },
 }
 """What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2."""
 
 
-def load_nested_tensors(data: bytes, source: str) -> Any:
-    """Stand-in for `torch.storage._load_from_bytes`: a nested file of tensors, read with `weights_only`.
-
-    Raises:
-        InputError: a foreign global inside, or sizes that do not fit the bytes at hand.
-    """
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > len(data):
-                raise InputError(f"{source}: nested tensors unpack to more than their own size")
-    else:
-        _check_legacy_sizes(data, source)
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as err:
-        found = re.search(r"GLOBAL\s+(\S+)", str(err))
-        name = f"names {found[1]}, which has no place there; nothing was run" if found else _line(err)
-        raise InputError(f"{source}: nested tensors: {name}") from err
-
-
-def _check_legacy_sizes(data: bytes, source: str) -> None:
-    """A legacy torch file is four pickles (magic, protocol, system, object) and more; the object states sizes."""
-    offset = 0
-    for _ in range(3):
-        offset = check_opcodes(data, f"{source}: nested tensors", offset)
-    for opcode, argument, position in pickletools.genops(io.BytesIO(data[offset:])):
-        if isinstance(argument, int) and opcode.name.startswith(("BININT", "LONG", "INT")) and argument > len(data):
-            raise InputError(f"{source}: nested tensors state {argument} elements in {len(data)} bytes ({position})")
-
-
-def rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Stand-in for `torch._utils._rebuild_tensor_v2` that cannot reach beyond the storage."""
-    flat = torch.empty(0, dtype=storage.dtype).set_(storage) if not isinstance(storage, Tensor) else storage
-    return torch.as_strided(flat, tuple(size), tuple(stride), int(offset)).clone()
-
-
-# --- Tensors and arrays ----------------------------------------------------------------------------------------
+# --- Arrays and tensors ----------------------------------------------------------------------------------------
 
 
 def load_npz(path: str | Path, max_bytes: int = 8 * GIB) -> dict[str, np.ndarray]:
@@ -246,17 +330,24 @@ def load_npz(path: str | Path, max_bytes: int = 8 * GIB) -> dict[str, np.ndarray
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            total = sum(entry.file_size for entry in entries)
-            if total > max_bytes:
-                raise InputError(f"{path}: unpacks to {total} bytes, expected at most {max_bytes}")
-            return {entry.filename.removesuffix(".npy"): _read_npy(archive, entry, path) for entry in entries}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+            check_archive(archive, path, max_bytes)
+            return {e.filename.removesuffix(".npy"): _read_npy(archive, e, path) for e in archive.infolist()}
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as err:
-        raise InputError(f"{path}: not a sound npz file ({_line(err)})") from err
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as err:
+        raise InputError(f"{path}: not a sound npz file ({one_line(err)})") from err
+
+
+def check_archive(archive: zipfile.ZipFile, path: str | Path, max_bytes: int) -> None:
+    """Refuse a zip that unpacks to more than `max_bytes`, swells as no honest data does, or repeats a name."""
+    entries = archive.infolist()
+    total, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
+    if total > max_bytes or total > MAX_RATIO * packed + 64 * 2**20:
+        raise InputError(f"{path}: {packed} bytes that unpack to {total}, expected at most {max_bytes}; not read")
+    if len({e.filename for e in entries}) < len(entries):
+        raise InputError(f"{path}: names an entry twice; write the file again")
 
 
 def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path) -> np.ndarray:
@@ -266,128 +357,29 @@ def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path
         shape, _, dtype = read(file)
         if dtype.hasobject:
             raise InputError(f"{path}: {entry.filename} is an array of Python objects, expected numbers")
-        needed = math.prod(shape) * dtype.itemsize
-        if needed != entry.file_size - file.tell():
+        if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
             raise InputError(f"{path}: {entry.filename} states {shape} {dtype}, which is not what the file holds")
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def load_state_dict(path: str | Path, max_bytes: int = 8 * GIB) -> dict[str, Tensor]:
+def load_state_dict(path: str | Path, max_bytes: int = 8 * GIB) -> "dict[str, Tensor]":
     """Named tensors of a .safetensors file, a PyTorch state dict, or a TorchScript archive (read, never run).
 
     Raises:
         InputError: missing or broken file, or anything in it besides tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if path.stat().st_size > max_bytes:
-        raise InputError(f"{path}: {path.stat().st_size} bytes, expected at most {max_bytes}")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    from metrics import tensors
 
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as err:
-            raise InputError(f"{path}: not a sound safetensors file ({_line(err)})") from err
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                raise InputError(f"{path}: unpacks to more than its own size; not a PyTorch file")
-            if any(name.endswith("constants.pkl") for name in names):
-                return _read_torchscript(archive, path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:
-        found = re.search(r"GLOBAL\s+(\S+)", str(err))
-        name = f"names {found[1]}; nothing was run" if found else _line(err)
-        raise InputError(f"{path}: not a PyTorch state dict ({name})") from err
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"{path}: expected a dictionary of tensors")
-    return dict(loaded)
+        size = os.stat(path).st_size
+        if size > max_bytes:
+            raise InputError(f"{path}: {size} bytes, expected at most {max_bytes}")
+        return tensors.read(Path(path), max_bytes)
+    except OSError as err:
+        raise InputError(f"{path}: cannot be read ({err.strerror})") from err
 
 
-class _Module(dict[str, Any]):
-    """Inert stand-in for any module of a TorchScript archive: its attributes and nothing else."""
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.update(state)
-
-
-class _TorchScriptUnpickler(RestrictedUnpickler):
-    """Reads data.pkl of a TorchScript archive: modules become dictionaries, storages come from the zip."""
-
-    def __init__(self, data: bytes, archive: zipfile.ZipFile, root: str, source: str) -> None:
-        super().__init__(data, _TORCHSCRIPT_GLOBALS, source)
-        self.archive = archive
-        self.root = root
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("__torch__"):
-            return _Module
-        return super().find_class(module, name)
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        _, dtype, key, _, numel = pid
-        data = self.archive.read(f"{self.root}data/{key}")
-        if len(data) != numel * dtype.itemsize:
-            raise InputError(f"{self.source}: storage {key} has {len(data)} bytes, expected {numel * dtype.itemsize}")
-        return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-_TORCHSCRIPT_GLOBALS: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch.jit._pickle", "build_intlist"): _first,
-    ("torch.jit._pickle", "build_doublelist"): _first,
-    ("torch.jit._pickle", "build_boollist"): _first,
-    ("torch.jit._pickle", "restore_type_tag"): _first,
-    ("collections", "OrderedDict"): dict,
-    **{
-        ("torch", f"{name}Storage"): dtype
-        for name, dtype in (
-            ("Float", torch.float32),
-            ("Double", torch.float64),
-            ("Half", torch.float16),
-            ("Long", torch.int64),
-            ("Int", torch.int32),
-            ("Byte", torch.uint8),
-            ("Bool", torch.bool),
-        )
-    },
-}
-
-
-def _read_torchscript(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
-    main = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-    if main is None:
-        raise InputError(f"{path}: a TorchScript archive without data.pkl")
-    data = archive.read(main)
-    check_opcodes(data, str(path))
-    try:
-        tree = _TorchScriptUnpickler(data, archive, main.removesuffix("data.pkl"), str(path)).load()
-    except InputError:
-        raise
-    except Exception as err:
-        raise InputError(f"{path}: not a sound TorchScript archive ({_line(err)})") from err
-    return dict(_tensors(tree, ""))
-
-
-def _tensors(tree: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value
-        else:
-            yield from _tensors(value, f"{prefix}{key}.")
-
-
-def _line(err: BaseException) -> str:
+def one_line(err: BaseException) -> str:
     """An exception's message on one line, shortened."""
     return " ".join(str(err).split())[:200] or type(err).__name__
