@@ -18,8 +18,10 @@ from repro.toy.training import train
 
 TABLE = "toy.csv"
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
+FIGURES = "figures"
+FIGURE_NAMES = ("toy-figure1", "toy-figure2")
 ROLES = ("main", "guide", "unconditional")
-REFERENCE_SEED = 2**32  # of the true points behind the contour; sampling seeds stay below
+REFERENCE_SEED = 2**31  # of the true points behind the contour; sampling seeds stay below (streams repeat at 2^32)
 
 
 def run(settings: ToySettings, folder: Path, study: str = "toy") -> Path:
@@ -33,10 +35,7 @@ def run(settings: ToySettings, folder: Path, study: str = "toy") -> Path:
     if _is_complete(folder, facts):
         return folder / TABLE
     (folder / SETTINGS).unlink(missing_ok=True)
-    networks = {
-        role: train(folder / "networks" / f"{role}.safetensors", getattr(settings, role), settings.training)
-        for role in ROLES
-    }
+    networks = {role: train(_network_path(folder, role), getattr(settings, role), settings.training) for role in ROLES}
     mixture = fractal(settings.main.classes)
     true = {seed: mixture.sample(settings.num_samples, _generator(seed)) for seed in settings.sampling_seeds}
     samples: dict[str, tuple[Method, Tensor]] = {}
@@ -54,14 +53,14 @@ def run(settings: ToySettings, folder: Path, study: str = "toy") -> Path:
     if settings.figures:
         from repro.toy import figures
 
-        first = settings.sampling_seeds[0]
-        figures.save(
-            figures.draw_overview(fractal("AB"), level, true[first], samples), folder / "figures" / "toy-figure1"
-        )
+        true_points = true[settings.sampling_seeds[0]]
         guided = [samples[name][0] for name in ("cfg", "autoguidance")]
-        figures.save(
-            figures.draw_closeup(settings, mixture, networks["main"], guided), folder / "figures" / "toy-figure2"
+        drawn = (
+            figures.draw_overview(fractal("AB"), level, true_points, samples),
+            figures.draw_closeup(settings, mixture, networks["main"], guided),
         )
+        for name, figure in zip(FIGURE_NAMES, drawn, strict=True):
+            figures.save(figure, folder / FIGURES / name)
     write_json(folder / SETTINGS, facts)
     return folder / TABLE
 
@@ -72,7 +71,14 @@ def _measure(mixture: Mixture, points: Tensor, true: Tensor, level: float, setti
 
 def _is_complete(folder: Path, facts: dict[str, Any]) -> bool:
     record = folder / SETTINGS
-    return record.exists() and (folder / TABLE).exists() and json.loads(record.read_text()) == facts
+    outputs = [folder / TABLE, *(_network_path(folder, role) for role in ROLES)]
+    if facts["figures"]:
+        outputs += [folder / FIGURES / f"{name}.{suffix}" for name in FIGURE_NAMES for suffix in ("png", "svg")]
+    return record.exists() and json.loads(record.read_text()) == facts and all(path.exists() for path in outputs)
+
+
+def _network_path(folder: Path, role: str) -> Path:
+    return folder / "networks" / f"{role}.safetensors"
 
 
 def _generator(seed: int) -> torch.Generator:

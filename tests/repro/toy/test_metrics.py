@@ -1,0 +1,69 @@
+"""The 2D example's measures on cases worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from repro.toy.metrics import contour_level, coverage_jsd, jensen_shannon, measure, outliers, sliced_wasserstein
+from repro.toy.mixture import fractal
+
+
+def test_contour_level_leaves_the_remaining_mass_below_it() -> None:
+    log_density = torch.randperm(1000, generator=torch.Generator().manual_seed(0)).double()
+    level = contour_level(log_density, 0.99)
+    assert level == 10
+    assert outliers(log_density, level) == 0.01
+
+
+def test_outliers_is_the_share_below_the_level() -> None:
+    assert outliers(torch.tensor([-3.0, -2.0, -1.0, 0.0]), -1.5) == 0.5
+    assert outliers(torch.tensor([-1.0, 0.0]), -1.0) == 0
+
+
+def test_jensen_shannon_is_0_for_equal_and_ln_2_for_disjoint_distributions() -> None:
+    p, q = torch.tensor([0.5, 0.5, 0, 0]).double(), torch.tensor([0, 0, 0.25, 0.75]).double()
+    assert jensen_shannon(p, p) == 0
+    assert jensen_shannon(p, q) == pytest.approx(math.log(2))
+
+
+def test_jensen_shannon_of_a_half_overlap() -> None:
+    p, q = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.5, 0.5]).double()
+    expected = 0.5 * math.log(1 / 0.75) + 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
+    assert jensen_shannon(p, q) == pytest.approx(expected)
+
+
+def test_coverage_counts_samples_per_part() -> None:
+    weights = torch.tensor([0.5, 0.25, 0.25]).double()
+    assert coverage_jsd(torch.tensor([0, 2, 1, 0]), weights) == 0
+    dropped = coverage_jsd(torch.tensor([0, 0, 0, 0]), weights)
+    assert dropped == pytest.approx(jensen_shannon(torch.tensor([1.0, 0, 0]).double(), weights))
+
+
+def test_sliced_wasserstein_of_a_shift_is_its_mean_projection() -> None:
+    x = torch.randn([500, 2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shift = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    assert sliced_wasserstein(x, x.flip(0), 64) == pytest.approx(0, abs=1e-12)
+    # the mean of |cos| over all directions is 2 / pi
+    assert sliced_wasserstein(x, x + shift, 256) == pytest.approx(0.5 * 2 / math.pi, rel=1e-3)
+
+
+def test_sliced_wasserstein_of_one_dimension_is_the_mean_distance_of_sorted_points() -> None:
+    a, b = torch.tensor([[0.0, 9.0], [1.0, 9.0]]), torch.tensor([[3.0, 9.0], [1.0, 9.0]])
+    assert sliced_wasserstein(a, b, 1) == pytest.approx((1 + 2) / 2)
+
+
+def test_true_samples_measure_as_such_and_a_collapse_does_not() -> None:
+    mixture = fractal("A")
+    true, fresh = (mixture.sample(4096, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    level = contour_level(mixture.log_density(mixture.sample(20_000, torch.Generator().manual_seed(2))))
+    good = measure(mixture, fresh, true, level, 64)
+    assert good["outliers"] == pytest.approx(0.01, abs=0.005)
+    assert good["branch_jsd"] < 0.006
+    assert good["sliced_wasserstein"] < 0.03
+    collapsed = measure(mixture, fresh[:1].expand(4096, 2), true, level, 64)
+    assert collapsed["component_jsd"] > 0.5
+    assert collapsed["sliced_wasserstein"] > 0.2
+    shifted = measure(mixture, fresh + 5, true, level, 64)
+    assert shifted["outliers"] == 1
+    assert shifted["log_density"] < -1000
