@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from metrics.files import atomic_write
-from repro.measures import metric
+from repro.measures import method_label, metric
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one and two columns of a paper
 INK = "#1b1b1e"  # no other thing has this colour, so that a page can replace it by its own ink
@@ -49,17 +49,19 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "autoguidance-repro",  # else every rendering has other ids
 }
-AXIS_LABELS = {
-    "guidance": "guidance weight w",
-    "main_ema": r"EMA length of the main network, $\sigma_{\mathrm{rel}}$",
-    "guide_ema": r"EMA length of the guide, $\sigma_{\mathrm{rel}}$",
-}
+WEIGHT_LABEL = "guidance weight w"
+EMA_LABEL = r"EMA length $\sigma_{\mathrm{rel}}$"
 
 
 def colour(name: str, place: int) -> str:
     """A method's colour, the same in every figure; others by their place in the figure."""
     free = [c for c in PALETTE if c not in COLOURS.values()]
     return COLOURS.get(name) or free[place % len(free)]
+
+
+def label_of(name: str) -> str:
+    """An axis label: the metric and which way is better."""
+    return metric(name).tex + metric(name).arrow
 
 
 def save(draw: Callable[[], Figure], stem: Path, data: pd.DataFrame | None = None) -> None:
@@ -90,10 +92,10 @@ def draw_curves(points: pd.DataFrame, labels: dict[str, str], xlabel: str) -> Fi
             curve = points[(points["sweep"] == sweep) & (points["metric"] == name)].sort_values("axis_value")
             shade = colour(label, place)
             marker = MARKERS[place % len(MARKERS)]
-            ax.plot(curve["axis_value"], curve["mean"], color=shade, marker=marker, label=label)
+            ax.plot(curve["axis_value"], curve["mean"], color=shade, marker=marker, label=method_label(label))
             ax.fill_between(curve["axis_value"], curve["min"], curve["max"], color=shade, alpha=0.2, linewidth=0)
         ax.set_xlabel(xlabel)
-        ax.set_ylabel(metric(name).label + metric(name).arrow)
+        ax.set_ylabel(label_of(name))
     for ax in list(grid.flat)[len(metrics) :]:
         ax.set_visible(False)
     _legend(figure, grid.flat[0], len(labels))
@@ -112,15 +114,22 @@ def draw_tradeoff(points: pd.DataFrame, labels: dict[str, str], x: str, y: str) 
     """One metric against another along the weight; each point is labelled with its weight."""
     figure = Figure(figsize=(COLUMN, 3.0))
     ax = figure.subplots()
+    values = points.pivot(index=["sweep", "axis_value"], columns="metric", values="mean")[[x, y]].to_numpy()
+    extent = values.max(axis=0) - values.min(axis=0)
     for place, (sweep, label) in enumerate(labels.items()):
         table = points[points["sweep"] == sweep].pivot(index="axis_value", columns="metric", values="mean")
         shade = colour(label, place)
-        ax.plot(table[x], table[y], color=shade, marker=MARKERS[place], label=label)
+        ax.plot(table[x], table[y], color=shade, marker=MARKERS[place % len(MARKERS)], label=method_label(label))
+        last = None
         for weight, row in table.iterrows():
-            ax.annotate(f"{weight:g}", (row[x], row[y]), (4, 4), textcoords="offset points", fontsize=7, color=shade)
+            here = np.array([row[x], row[y]])
+            if last is not None and np.abs((here - last) / extent).max() < 0.08:
+                continue  # its label would lie on the last one's
+            last = here
+            ax.annotate(f"{weight:g}", (row[x], row[y]), (4, 4), textcoords="offset points", fontsize=7)
     ax.margins(0.1)
-    ax.set_xlabel(metric(x).label + metric(x).arrow)
-    ax.set_ylabel(metric(y).label + metric(y).arrow)
+    ax.set_xlabel(label_of(x))
+    ax.set_ylabel(label_of(y))
     _legend(figure, ax, len(labels))
     return figure
 
@@ -138,10 +147,10 @@ def draw_methods(summary: pd.DataFrame, metrics: Sequence[str]) -> Figure:
             shade = colour(method, i)
             ax.hlines(i, row["min"], row["max"], color=shade, linewidth=4, alpha=0.35)
             ax.plot(row["mean"], i, color=shade, marker="o", linestyle="none")
-        ax.set_xlabel(metric(name).label + metric(name).arrow)
+        ax.set_xlabel(label_of(name))
         ax.grid(axis="y", visible=False)
     unique = len(set(shown.values())) == len(names)
-    panels[0].set_yticks(range(len(names)), [shown[n] if unique else n for n in names])
+    panels[0].set_yticks(range(len(names)), [method_label(shown[n]) if unique else n for n in names])
     panels[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
@@ -156,12 +165,17 @@ def draw_scatter(summary: pd.DataFrame, x: str, y: str) -> Figure:
     for place, method in enumerate(methods):
         rows = table[table.index.get_level_values("method") == method]
         ax.plot(
-            rows[x], rows[y], linestyle="none", color=colour(method, place), marker=MARKERS[place % 6], label=method
+            rows[x],
+            rows[y],
+            linestyle="none",
+            color=colour(method, place),
+            marker=MARKERS[place % len(MARKERS)],
+            label=method_label(method),
         )
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel(metric(x).label + metric(x).arrow)
-    ax.set_ylabel(metric(y).label + metric(y).arrow)
+    ax.set_xlabel(label_of(x))
+    ax.set_ylabel(label_of(y))
     _legend(figure, ax, len(methods))
     return figure
 
@@ -176,17 +190,18 @@ def draw_samples(images: dict[str, NDArray[np.uint8]], labels: NDArray[np.int64]
     figure = Figure(figsize=(PAGE, PAGE * len(rows) / (per_class * len(images) + len(images) - 1) + 0.3))
     blocks = figure.subplots(1, len(images), squeeze=False)[0]
     for ax, (method, found) in zip(blocks, images.items(), strict=True):
-        tiles = [np.concatenate(list(found[row]), axis=1) for row in rows]
-        mosaic = np.concatenate(tiles)
+        gap = max(1, found.shape[1] // 32)
+        tiles = np.pad(found, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+        mosaic = np.concatenate([np.concatenate(list(tiles[row]), axis=1) for row in rows])
         ax.imshow(mosaic.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         names = [f"class {labels[row[0]]}" if per_class > 1 else f"seed {seeds[row[0]]}" for row in rows]
-        centres = (np.arange(len(rows)) + 0.5) * found.shape[1] - 0.5
+        centres = (np.arange(len(rows)) + 0.5) * tiles.shape[1] - 0.5
         ax.set_yticks(centres, names if ax is blocks[0] else [])
         ax.set_xticks([])
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-        ax.set_title(method)
+        ax.set_title(method_label(method))
     return figure
 
 

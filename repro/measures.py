@@ -15,8 +15,10 @@ MEASURES = "measures.csv"
 NEIGHBOUR_METRICS = {"precision_recall": ("precision", "recall"), "density_coverage": ("density", "coverage")}
 TOY_METHODS = ("true", "unguided", "cfg", "autoguidance", "truncation")
 TOY_METRICS = ("outliers", "log_density", "component_jsd", "sliced_wasserstein")
+METHOD_LABELS = {"true": "true samples", "unguided": "no guidance", "cfg": "CFG", "interval": "CFG + interval"}
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
 ORIGIN = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256", "device", "versions"]
+TEXTS = ["block", "interval", "commit", "reason", "values", *(name for name in ORIGIN if name.endswith("sha256"))]
 SUMMARY = ["section", "id", "configuration", "method", "metric", "mean", "min", "max", "spread", "blocks", "num_images"]
 COLUMNS = [*SUMMARY, "values", *SETTINGS, *ORIGIN, "commit", "reason"]
 CURVE = ["sweep", "method", "axis", "axis_value", "metric", "mean", "min", "max", "blocks", "num_images"]
@@ -28,6 +30,7 @@ class Metric:
 
     label: str
     tex: str
+    """The label for LaTeX and matplotlib."""
     better: int
     """-1 lower, +1 higher, 0 neither: the best value is that of true samples."""
     decimals: int = 3
@@ -55,7 +58,12 @@ METRICS = {
 
 def metric(name: str) -> Metric:
     """Names and direction of a metric; one that is not in the list is printed as it is called."""
-    return METRICS.get(name) or Metric(name.replace("_", " "), name.replace("_", r"\_"), 0)
+    return METRICS.get(name) or Metric(name.replace("_", " "), name.replace("_", " "), 0)
+
+
+def method_label(method: object) -> str:
+    """A method as readers know it."""
+    return METHOD_LABELS.get(str(method), str(method))
 
 
 def planned(study: Study) -> dict[str, str]:
@@ -95,9 +103,14 @@ def read(study: Study) -> pd.DataFrame:
     return found
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """A CSV of this project; digests, commits and the like stay text even where they look like numbers."""
+    return pd.read_csv(path, dtype={name: str for name in TEXTS})
+
+
 def _read_one(path: Path) -> pd.DataFrame:
     try:
-        found = pd.read_csv(path, dtype={"block": str, "interval": str, "commit": str})
+        found = read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as err:
         raise InputError(f"{path}: not a CSV of measures ({err}); delete it and run `dvc repro`") from err
     missing = {"configuration", "method", "block", "metric", "value", "num_images"} - set(found.columns)

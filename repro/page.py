@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from repro import measures
-from repro.figures import INK
+from repro.figures import COLUMN, INK
 from repro.study import Study
-from repro.tables import Table
+from repro.tables import MOODS, Table, read_view
 
 TEMPLATES = Path(__file__).parent / "templates"
 TILE = 128  # pixels: larger samples are scaled down
+VERDICTS = ("claims",)  # tables shown first
 COLUMNS = 8  # samples side by side
 
 
@@ -64,18 +65,24 @@ def render(
     missing = [key for key in planned if not (measures.result_folder(study, key) / measures.MEASURES).exists()]
     return environment.get_template("report.html").render(
         study=study,
-        planned=len(planned),
+        cards=_cards(len(planned) - len(missing), len(planned), measures.read_csv(folder / "claims.csv")),
         missing=missing,
-        tables=[_table(table, folder) for table in tables],
+        verdicts=[_table(table, folder) for table in tables if table.name in VERDICTS],
+        tables=[_table(table, folder) for table in tables if table.name not in VERDICTS],
         figures=[_figure(figure, folder) for figure in figures],
         flips={data: [_flip(p) for p in found] for data, found in previews.items() if found},
         seeds={data: found[0].seeds.tolist() for data, found in previews.items() if found},
-        origin=provenance(pd.concat([_csv(folder / f"{t.name}.csv") for t in tables]) if tables else pd.DataFrame()),
+        origin=provenance(pd.concat([pd.read_csv(folder / f"{t.name}.csv", dtype=str) for t in tables])),
     )
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str)
+def _cards(done: int, planned: int, judged: pd.DataFrame) -> list[dict[str, object]]:
+    """What a reader wants to know first: how much was measured, and which verdicts came out how often."""
+    cards: list[dict[str, object]] = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
+    for verdict, count in judged["verdict"].value_counts().items():
+        label = f"claims of the paper: {verdict}"
+        cards.append({"value": f"{count} of {len(judged)}", "label": label, "mood": MOODS.get(str(verdict), "")})
+    return cards
 
 
 def _table(table: Table, folder: Path) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def _table(table: Table, folder: Path) -> dict[str, Any]:
         "title": table.title,
         "caption": table.caption,
         "html": Markup(path.with_suffix(".html").read_text()),
-        "notes": table.view(pd.read_csv(path, dtype={"interval": str, "reason": str})).notes,
+        "notes": read_view(table, folder).notes,
         "csv": _embedded(path),
     }
 
@@ -119,14 +126,17 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     svg = svg.replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
+    kind = "full" if width > 72 * COLUMN * 1.2 else "column"
+    head = f'<svg class="{kind}" style="--pt: {width:g}" role="img" aria-label="{title}"'
+    return svg.replace("<svg", head, 1)
 
 
 def _flip(preview: Preview) -> dict[str, str]:
     """Samples of one configuration as one image."""
     return {
         "configuration": preview.configuration,
-        "method": preview.method,
+        "method": measures.method_label(preview.method),
         "uri": sprite(preview.images),
     }
 
@@ -135,12 +145,14 @@ def sprite(images: NDArray[np.uint8]) -> str:
     """uint8 [n, H, W, C] -> data URI of a grid, `COLUMNS` wide; small images as PNG, photographs as JPEG."""
     count, height, width, channels = images.shape
     rows = -(-count // COLUMNS)
-    padded = np.zeros((rows * COLUMNS, height, width, channels), np.uint8)
-    padded[:count] = images
+    gap = max(1, width // 32)
+    padded = np.full((rows * COLUMNS, height + gap, width + gap, channels), 255, np.uint8)
+    padded[:count, :height, :width] = images
+    height, width = height + gap, width + gap
     grid = padded.reshape(rows, COLUMNS, height, width, channels).transpose(0, 2, 1, 3, 4)
     picture = Image.fromarray(grid.reshape(rows * height, COLUMNS * width, channels).squeeze())
     buffer = io.BytesIO()
-    if width <= 64:
+    if width <= 68:
         picture.save(buffer, "png", optimize=True)
         return data_uri(buffer.getvalue(), "image/png")
     size = min(width, TILE)

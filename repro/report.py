@@ -1,6 +1,7 @@
 """The report of a study: tables, figures, metrics.json, sensitivity.csv and report.html from its measures."""
 
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,14 +9,21 @@ import numpy as np
 import pandas as pd
 
 from metrics.files import InputError, atomic_write, load_npz, write_json, write_text
-from repro import figures, measures, page, tables
+from repro import claims, figures, measures, page, tables
+from repro.measures import method_label
 from repro.page import Figure, Preview
+from repro.snapshots import parse_name
 from repro.study import Study
 from repro.tables import Table
 
 RESULTS = Path("results")
 README = Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+README_FIGURES = ("toy-figure1", "digits-samples", "sensitivity-guidance")
+CLAIMS_CAPTION = (
+    "A claim holds when every seed block of the one method beats every block of the other; it is within the spread "
+    "when only the means do."
+)
 HEADLINE_METHODS = ("unguided", "cfg", "autoguidance")
 
 
@@ -47,7 +55,7 @@ def report(study: Study) -> Path:
 
 def study_tables(study: Study) -> list[Table]:
     """The tables that a study has, in the order of the report."""
-    found = []
+    found = [Table("claims", "Claims of the paper", CLAIMS_CAPTION, tables.claims_view)]
     if study.toy:
         found.append(
             Table(
@@ -82,6 +90,8 @@ def study_tables(study: Study) -> list[Table]:
 
 
 def _table_rows(study: Study, table: Table, summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    if table.name == "claims":
+        return claims.judge(study, summary)
     if table.name == "toy":
         return summary[summary["section"] == "toy"]
     if table.name == "sensitivity":
@@ -132,7 +142,7 @@ def draw_figures(
             pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][["configuration", "method", "metric", "min"]]
             figures.save(partial(figures.draw_scatter, pair, "fid", "fd_dinov2"), folder / drawn[-1].name, pair)
         drawn += _draw_samples(data, previews.get(data, []), folder)
-    return drawn + _draw_curves(folder, curves)
+    return drawn + _draw_curves(study, folder, curves)
 
 
 def _toy_figures(study: Study, key: str) -> list[Path]:
@@ -165,39 +175,68 @@ def _draw_samples(data: str, previews: list[Preview], folder: Path) -> list[Figu
     return [Figure(name, f"Samples: {data}", "The same seeds under every method; a row is a class.")]
 
 
-CURVE_TITLES = {
-    "guidance": ("Sensitivity to the guidance weight", "Each method over its weight (paper: figure 7)."),
-    "main_ema": ("Sensitivity to the main network's EMA length", "Paper: figure 3c."),
-    "guide_ema": ("Sensitivity to the guide's EMA length", "Paper: figure 3c."),
-}
-
-
-def _draw_curves(folder: Path, curves: pd.DataFrame) -> list[Figure]:
+def _draw_curves(study: Study, folder: Path, curves: pd.DataFrame) -> list[Figure]:
     drawn = []
-    for axis, (title, caption) in CURVE_TITLES.items():
-        points = curves[curves["axis"] == axis]
-        if points.empty:
-            continue
-        labels = curve_labels(points)
-        caption += " Bands: least to largest seed block." if points["blocks"].max() > 1 else " One seed block."
-        drawn.append(Figure(f"sensitivity-{axis.replace('_', '-')}", title, caption))
-        draw = partial(figures.draw_curves, points, labels, figures.AXIS_LABELS[axis])
-        figures.save(draw, folder / drawn[-1].name, points)
-        if axis == "guidance" and {"precision", "recall"} <= set(points["metric"]):
+    for family in curve_families(study, list(dict.fromkeys(curves["sweep"]))):
+        points = curves[curves["sweep"].isin(family.labels)]
+        bands = "Bands: least to largest seed block." if points["blocks"].max() > 1 else "One seed block."
+        drawn.append(Figure(family.name, family.title, f"{family.caption} {bands}"))
+        draw = partial(figures.draw_curves, points, family.labels, family.xlabel)
+        figures.save(draw, folder / family.name, points)
+        if family.name == "sensitivity-guidance" and {"precision", "recall"} <= set(points["metric"]):
             pair = points[points["metric"].isin(["precision", "recall"])]
-            caption = "Along the guidance weight, printed at each point."
+            caption = "Along the guidance weight, printed at the points."
             drawn.append(Figure("precision-recall", "Precision against recall", caption))
-            draw = partial(figures.draw_tradeoff, pair, labels, "recall", "precision")
+            draw = partial(figures.draw_tradeoff, pair, family.labels, "recall", "precision")
             figures.save(draw, folder / drawn[-1].name, pair)
     return drawn
 
 
-def curve_labels(points: pd.DataFrame) -> dict[str, str]:
-    """sweep -> name in the legend: the method, or the sweep's own name where two share a method."""
-    methods = points.drop_duplicates("sweep").set_index("sweep")["method"]
-    if methods.is_unique:
-        return {str(sweep): str(method) for sweep, method in methods.items()}
-    return {str(sweep): str(sweep) for sweep in methods.index}
+@dataclass(frozen=True)
+class CurveFamily:
+    """Curves that belong into one figure."""
+
+    name: str
+    title: str
+    caption: str
+    xlabel: str
+    labels: dict[str, str]
+    """Sweep -> name in the legend."""
+
+
+def curve_families(study: Study, measured: list[str]) -> list[CurveFamily]:
+    """Figures of the measured sweeps: methods over the weight (paper's figure 7), guides that differ from the first
+    one of their method in training (3a) or capacity (3b), and EMA lengths (3c)."""
+    sweeps = {key: study.sweeps[key] for key in measured}
+    first: dict[str, str] = {}
+    training: dict[str, str] = {}
+    capacity: dict[str, str] = {}
+    for key, sweep in sweeps.items():
+        if sweep.axis != "guidance":
+            continue
+        origin = first.setdefault(sweep.method, key)
+        guide, base = parse_name(sweep.guide), parse_name(sweeps[origin].guide)
+        if key != origin and guide and base:
+            family = training if guide.run == base.run else capacity
+            label = (lambda n: f"{n.kimg / 1000:.4g} M images") if family is training else (lambda n: n.run)
+            family.setdefault(origin, label(base))
+            family[key] = label(guide)
+    lengths = {k: s for k, s in sweeps.items() if s.axis != "guidance"}
+    roles = {"main_ema": "main network", "guide_ema": "guide"}
+    several = len({s.method for s in lengths.values()}) > 1
+    ema = {k: roles[s.axis] + (f", {method_label(s.method)}" if several else "") for k, s in lengths.items()}
+    weight, ema_label = figures.WEIGHT_LABEL, figures.EMA_LABEL
+    families = [
+        CurveFamily("sensitivity-guidance", "Sensitivity to the guidance weight", "Paper: figure 7.", weight,
+                    {key: method for method, key in first.items()}),
+        CurveFamily("sensitivity-training", "Guidance weight and training of the guide", "Paper: figure 3a.", weight,
+                    training),
+        CurveFamily("sensitivity-capacity", "Guidance weight and capacity of the guide", "Paper: figure 3b.", weight,
+                    capacity),
+        CurveFamily("sensitivity-ema", "Sensitivity to EMA lengths", "One varies, the other stays. Paper: figure 3c.",
+                    ema_label, ema),
+    ]  # fmt: skip
+    return [family for family in families if family.labels]
 
 
 def summary(study: Study) -> str:
@@ -225,6 +264,7 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
     """
     folder, target = study.out / "report", results / study.study
     summary(study)  # checks that the report is there
+    before, after = split_readme(readme) if study.study == "default" else ("", "")
     if target.exists():
         shutil.rmtree(target)
     target.mkdir(parents=True)
@@ -232,8 +272,7 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
         if path.suffix in (".csv", ".md", ".png"):
             shutil.copyfile(path, target / path.name)
     if study.study == "default":
-        before, after = split_readme(readme)
-        write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target)}\n{END}{after}")
+        write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
     return target
 
 
@@ -245,17 +284,18 @@ def split_readme(readme: Path) -> tuple[str, str]:
     return text.split(BEGIN)[0], text.split(END)[1]
 
 
-def readme_block(study: Study, folder: Path) -> str:
-    """Tables and figures of the published results in `folder`, as the README shows them; from the CSVs only."""
+def readme_block(study: Study, folder: Path, shown_as: Path) -> str:
+    """Tables and figures of the results published in `folder`, as a README shows them that calls it `shown_as`."""
+    shown = [table for table in study_tables(study) if table.name != "sensitivity"]
     parts = []
-    for table in study_tables(study):
-        if table.name == "sensitivity":
-            continue
+    for table in shown:
         view = tables.read_view(table, folder)
         parts.append(f"**{table.title}.** {table.caption}\n\n{tables.to_markdown(view)}")
-    shown = [folder / f"{name}.png" for name in ("toy-figure1", "digits-samples", "sensitivity-guidance")]
-    parts += [f"![{path.stem}]({path.as_posix()})" for path in shown if path.exists()]
-    made = pd.concat([pd.read_csv(folder / f"{t.name}.csv") for t in study_tables(study) if t.name != "sensitivity"])
-    origin = [", ".join(map(str, made[name].dropna().unique())) for name in ("device", "versions", "commit")]
-    parts.append(f"Made on {origin[0]} with {origin[1]}, commit {origin[2]}; more in [{folder.name}]({folder}).")
+    pictures = [f"{name}.png" for name in README_FIGURES if (folder / f"{name}.png").exists()]
+    parts += [f"![{Path(name).stem}]({(shown_as / name).as_posix()})" for name in pictures]
+    made = pd.concat([pd.read_csv(folder / f"{table.name}.csv", dtype=str) for table in shown])
+    device, versions, commit = (", ".join(made[name].dropna().unique()) for name in ("device", "versions", "commit"))
+    parts.append(
+        f"Made on {device} with {versions}, commit {commit}; more in [{shown_as.name}]({shown_as.as_posix()})."
+    )
     return "\n\n".join(part.strip() for part in parts)

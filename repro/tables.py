@@ -1,7 +1,6 @@
 """Tables of a study: views of the tidy CSVs as Markdown, LaTeX (booktabs), HTML and plain text."""
 
 import html
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from metrics.files import atomic_write, write_text
-from repro.measures import metric
+from repro.measures import method_label, metric, read_csv
 
 REFERENCE_METHODS = {"true"}  # not competing for the best value
+MOODS = {"holds": "good", "does not hold": "bad", "reproduced": "good", "better": "good", "off": "bad"}
 AXES = {"guidance": "guidance weight w", "main_ema": "EMA main σ_rel", "guide_ema": "EMA guide σ_rel"}
 
 
@@ -28,6 +28,8 @@ class Cell:
     best: bool = False
     note: str = ""
     """Why it is empty."""
+    mood: str = ""
+    """`good` or `bad` for a verdict."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class Table:
     view: Callable[[pd.DataFrame], View]
 
 
-def number(value: object, decimals: int) -> str:
+def number(value: Any, decimals: int) -> str:
     """A value with fixed decimals, empty when missing."""
-    return "" if value is None or math.isnan(float(str(value))) else f"{float(str(value)):.{decimals}f}"
+    return "" if pd.isna(value) else f"{float(value):.{decimals}f}"
 
 
-def measured(mean: float, spread: float | None, decimals: int) -> str:
+def measured(mean: float, spread: Any, decimals: int) -> str:
     """`mean ± spread`, without the spread where there is one block only."""
     tail = number(spread, decimals)
     return f"{mean:.{decimals}f}" + (f" ± {tail}" if tail else "")
@@ -85,8 +87,8 @@ def configurations_view(rows: pd.DataFrame) -> View:
     several = rows.groupby("method")["configuration"].nunique()
     for configuration, group in rows.groupby("configuration", sort=False):
         first = group.iloc[0]
-        name = first["method"] if several[first["method"]] == 1 else f"{first['method']} ({configuration})"
-        line = [Cell(str(name)), *(_setting(first[s]) for s in settings), _images(group)]
+        name = method_label(first["method"]) + ("" if several[first["method"]] == 1 else f" ({configuration})")
+        line = [Cell(name), *(_setting(first[s]) for s in settings), _images(group)]
         by_metric = {row["metric"]: row for row in group.to_dict("records")}
         lines.append(line + [value_cell(by_metric.get(m), m, best[m] == configuration) for m in metrics])
     return View(columns, lines, _notes(rows))
@@ -105,9 +107,37 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
         for value, group in sweep.groupby("axis_value"):
             first = group.iloc[0]
             by_metric = {row["metric"]: row for row in group.to_dict("records")}
-            line = [Cell(str(first["method"])), Cell(AXES[str(first["axis"])]), _setting(value), _images(group)]
+            line = [
+                Cell(method_label(first["method"])),
+                Cell(AXES[str(first["axis"])]),
+                _setting(value),
+                _images(group),
+            ]
             lines.append(line + [value_cell(by_metric.get(m), m, best[m] == value) for m in metrics])
     return View(columns, lines, _notes(rows), rules[1:])
+
+
+def claims_view(rows: pd.DataFrame) -> View:
+    """Claims of the paper, what was measured, and the verdict (columns of `claims.COLUMNS`)."""
+    columns = [Column(name, numeric=False) for name in ("claim", "verdict", "metric")]
+    columns += [Column(name) for name in ("its value", "against", "difference")]
+    lines = []
+    for row in rows.to_dict("records"):
+        decimals = metric(row["metric"]).decimals
+        values = [_number_cell(row[name], decimals) for name in ("value", "against_value", "difference")]
+        verdict = Cell(row["verdict"], note=_text(row["reason"]), mood=MOODS.get(row["verdict"], ""))
+        lines.append([Cell(row["claim"]), verdict, Cell(metric(row["metric"]).label), *values])
+    return View(columns, lines)
+
+
+def _number_cell(value: Any, decimals: int) -> Cell:
+    text = number(value, decimals)
+    return Cell(text, float(value)) if text else Cell("–")
+
+
+def _text(value: Any) -> str:
+    """A text of a CSV; empty where there is none."""
+    return "" if pd.isna(value) else str(value)
 
 
 _SETTING_COLUMNS = {
@@ -129,22 +159,17 @@ def value_cell(row: Any, name: str, best: bool = False) -> Cell:
     """Mean and spread of one summary row, or the reason why there is none."""
     if row is None:
         return Cell("–", note="not measured")
-    mean, reason = row["mean"], row.get("reason")
-    why = "" if reason is None or reason != reason else str(reason)
-    if mean is None or math.isnan(float(str(mean))):
+    mean, why = row["mean"], _text(row["reason"])
+    if pd.isna(mean):
         return Cell(why.split(" (")[0] or "not measured", note=why or "not measured")
-    spread = row.get("spread")
-    text = measured(float(str(mean)), None if spread is None else float(str(spread)), metric(name).decimals)
-    return Cell(text, float(str(mean)), best, why)
+    spread = row.get("spread")  # curves have none
+    return Cell(measured(mean, spread, metric(name).decimals), float(mean), best, why)
 
 
-def _setting(value: object) -> Cell:
-    if value is None or value != value:
+def _setting(value: Any) -> Cell:
+    if pd.isna(value):
         return Cell("–")
-    try:
-        return Cell(f"{float(str(value)):g}", float(str(value)))
-    except ValueError:
-        return Cell(str(value))
+    return Cell(value) if isinstance(value, str) else Cell(f"{value:g}", float(value))
 
 
 def _images(group: pd.DataFrame) -> Cell:
@@ -260,7 +285,7 @@ def _numeric(column: Column) -> str:
 
 def _html_cell(cell: Cell, column: Column) -> str:
     text = html.escape(cell.text)
-    attributes = _numeric(column)
+    attributes = _numeric(column) + (f" class={cell.mood}" if cell.mood else "")
     attributes += "" if cell.value is None else f' data-value="{cell.value!r}"'
     attributes += f' title="{html.escape(cell.note)}"' if cell.note else ""
     return f"<td{attributes}>{f'<strong>{text}</strong>' if cell.best else text}</td>"
@@ -279,4 +304,4 @@ def write(table: Table, rows: pd.DataFrame, folder: Path) -> View:
 
 def read_view(table: Table, folder: Path) -> View:
     """The view of a table that `write` left in `folder`."""
-    return table.view(pd.read_csv(folder / f"{table.name}.csv", dtype={"interval": str, "reason": str}))
+    return table.view(read_csv(folder / f"{table.name}.csv"))

@@ -1,23 +1,31 @@
 """The report: tables, figures and page from a results tree made here, whole and half run."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import repro.study as studies
 from metrics.files import InputError
 from repro import measures, tables
-from repro.report import BEGIN, END, publish, readme_block, report, split_readme, summary
+from repro.report import BEGIN, END, publish, readme_block, report, summary
+
+sys.path.insert(0, str(Path(__file__).parent))
+from browser import Browser, missing
 
 ROOT = Path(__file__).parents[2]
 DIGITS = {
@@ -131,3 +139,343 @@ def half(tmp_path, monkeypatch):
     study = studies.load(ROOT / "studies" / "default.yaml")
     fabricate(study, ["digits-unguided", "digits-autoguidance", "digits-sweep-cfg"])
     return study
+
+
+def table_cells(html):
+    """Texts of a table's body, row by row."""
+    body = html[html.index("<tbody>") :]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in body.splitlines() if line.startswith("<tr")]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows]
+
+
+def test_every_table_and_figure_of_the_default_study_is_written(default):
+    folder = default.out / "report"
+    for name in ("claims", "toy", "digits", "sensitivity"):
+        for suffix in ("csv", "md", "tex", "html"):
+            assert (folder / f"{name}.{suffix}").stat().st_size > 100
+    drawn = ["digits-methods", "digits-samples", "sensitivity-guidance", "sensitivity-ema", "precision-recall"]
+    for name in drawn:
+        assert (folder / f"{name}.svg").read_text().startswith("<?xml")
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width in (pytest.approx(200 * 3.4, abs=2), pytest.approx(200 * 7.0, abs=2))
+    assert (folder / "toy-figure1.png").exists()
+    assert (folder / "toy-figure2.png").exists()
+
+
+def test_mean_and_spread_are_those_of_the_seed_blocks(default):
+    found = measures.read_csv(default.out / "report" / "digits.csv").set_index(["configuration", "metric"])
+    raw = pd.read_csv(measures.result_folder(default, "digits-cfg") / "measures.csv")
+    values = list(raw.loc[raw["metric"] == "fd_digits", "value"])
+    row = found.loc[("digits-cfg", "fd_digits")]
+    mean = sum(values) / 3
+    assert row[["mean", "min", "max"]].tolist() == pytest.approx([mean, min(values), max(values)], rel=1e-12)
+    assert row["spread"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, rel=1e-9)
+    assert row["blocks"] == 3
+    assert row["num_images"] == 1024
+    assert row["main_sha256"] == DIGESTS["main_sha256"]
+    assert [float(v) for v in row["values"].split(";")] == pytest.approx(values, rel=1e-7)
+
+
+def test_the_views_show_what_the_csv_holds(default):
+    folder = default.out / "report"
+    found = pd.read_csv(folder / "digits.csv").set_index(["configuration", "metric"])
+    for row, key in zip(table_cells((folder / "digits.html").read_text()), default.generate, strict=True):
+        expected = [f"{found.loc[(key, m), 'mean']:.3f} ± {found.loc[(key, m), 'spread']:.3f}" for m in NAMES]
+        assert row[-5:] == expected
+        markdown = (folder / "digits.md").read_text()
+        assert all(text in markdown for text in expected)
+
+
+def test_the_best_value_of_a_column_is_marked_and_true_samples_do_not_compete(default):
+    folder = default.out / "report"
+    markdown = [line for line in (folder / "digits.md").read_text().splitlines() if line.startswith("| autoguidance")]
+    assert re.search(r"\*\*0\.4\d\d ± ", markdown[0])
+    toy = (folder / "toy.md").read_text().splitlines()
+    assert "**" not in next(line for line in toy if line.startswith("| true samples"))
+    assert next(line for line in toy if line.startswith("| truncation")).count("**0.00") == 1
+    assert "**-" not in (folder / "toy.md").read_text()  # no direction is better for the log-density
+
+
+def test_dvc_metrics_and_curves_hold_every_measured_value(default):
+    tree = json.loads((default.out / "metrics.json").read_text())
+    assert set(tree) == set(default.generate) | {f"toy-{method}" for method in TOY}
+    assert set(tree["digits-cfg"]["recall"]) == {"mean", "min", "spread"}
+    curves = pd.read_csv(default.out / "sensitivity.csv")
+    assert list(curves.columns) == measures.CURVE
+    assert len(curves) == sum(len(sweep.values) for sweep in default.sweeps.values()) * len(NAMES)
+
+
+def test_claims_are_judged_block_against_block():
+    from repro.claims import FAILS, HOLDS, UNCLEAR, verdict
+
+    low, near, high = ({"mean": m, "min": m - 1, "max": m + 1} for m in (5, 6, 9))
+    assert verdict(low, high, better=-1) == HOLDS
+    assert verdict(high, low, better=-1) == FAILS
+    assert verdict(high, low, better=1) == HOLDS
+    assert verdict(low, near, better=-1) == UNCLEAR
+    assert verdict(low, low, better=-1) == FAILS
+    assert verdict(low, near, better=1, allowed=1.5) == HOLDS
+    assert verdict(low, near, better=1, allowed=0.5) == FAILS
+
+
+def test_a_half_run_study_says_what_is_missing(half):
+    (half.out / "report").mkdir(parents=True)
+    (half.out / "report" / "figure-of-a-former-run.png").write_bytes(b"")
+    folder = report(half)
+    assert not (folder / "figure-of-a-former-run.png").exists()
+    rows = {row[0]: row for row in table_cells((folder / "digits.html").read_text())}
+    assert rows["CFG"][-5:] == ["not run"] * 5
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", rows["autoguidance"][-5])
+    assert {cell for row in table_cells((folder / "toy.html").read_text()) for cell in row[-4:]} == {"not run"}
+    claims = pd.read_csv(folder / "claims.csv").set_index("claim")
+    assert claims.loc["Autoguidance lowers FD_digits", "verdict"] == "holds"
+    assert claims.loc["Autoguidance beats CFG in FD_digits", "verdict"] == "not run"
+    page = (folder / "report.html").read_text()
+    assert re.search(r"Not run yet:</strong> toy, digits-cfg, digits-interval, ", page)
+    assert "digits-cfg" not in json.loads((half.out / "metrics.json").read_text())
+    assert len(pd.read_csv(half.out / "sensitivity.csv")) == 5 * len(NAMES)
+    missing = pd.read_csv(folder / "sensitivity.csv")["mean"].isna()
+    assert missing.sum() == (5 + 4 + 4) * len(NAMES)
+
+
+def test_missing_seed_blocks_are_named(half):
+    path = measures.result_folder(half, "digits-unguided") / "measures.csv"
+    found = pd.read_csv(path)
+    found[found["block"] == "0-1023"].to_csv(path, index=False)
+    folder = report(half)
+    assert "digits-unguided: 1 of 3 seed blocks" in (folder / "digits.md").read_text()
+    assert "±" not in table_cells((folder / "digits.html").read_text())[0][-1]
+
+
+def test_an_empty_study_still_gives_a_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "OUT", tmp_path)
+    study = studies.load(ROOT / "studies" / "default.yaml")
+    folder = report(study)
+    assert "0 of 11" in (folder / "report.html").read_text()
+    assert json.loads((study.out / "metrics.json").read_text()) == {}
+
+
+def test_a_broken_result_file_is_named_and_the_old_report_stays(half):
+    folder = half.out / "report"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("an earlier report")
+    path = measures.result_folder(half, "digits-unguided") / "measures.csv"
+    for content, message in (("", "not a CSV of"), ("a,b\n1,2\n", "no column"), ('"torn', "not a CSV of")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"{re.escape(str(path))}: {message}"):
+            report(half)
+    assert (folder / "report.html").read_text() == "an earlier report"
+
+
+def test_metrics_of_two_detectors_stay_apart(half):
+    path = measures.result_folder(half, "digits-unguided") / "measures.csv"
+    found = pd.read_csv(path)
+    pd.concat([found, found.assign(detector="dinov2", value=0.5)]).to_csv(path, index=False)
+    names = set(measures.summarise(half, measures.read(half))["metric"])
+    assert {"precision_digits", "precision_dinov2"} <= names
+    assert "precision" not in set(measures.read(half)["metric"])
+
+
+def test_summary_prints_the_tables_and_where_the_figures_are(default):
+    text = summary(default)
+    for title in ("2D example", "Generated images: digits", "Sensitivity", "Claims of the paper"):
+        assert title in text
+    assert str(default.out / "report" / "sensitivity-guidance.png") in text
+    assert max(map(len, text.splitlines())) < 170
+
+
+def test_summary_without_a_report_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "OUT", tmp_path)
+    with pytest.raises(InputError, match="no report yet; run `dvc repro`"):
+        summary(studies.load(ROOT / "studies" / "default.yaml"))
+
+
+def latex(folder):
+    parts = [r"\input{" + path.stem + "}" for path in sorted(folder.glob("*.tex"))]
+    return "\n".join([r"\documentclass{article}\usepackage{booktabs}\begin{document}", *parts, r"\end{document}"])
+
+
+def test_latex_tables_are_well_formed(default):
+    for path in (default.out / "report").glob("*.tex"):
+        text = path.read_text()
+        assert text.isascii()
+        for name in ("table", "tabular"):
+            assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+        for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+            assert rule in text
+        assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+        width = len(re.search(r"\\begin{tabular}{(\w+)}", text)[1])
+        body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(lines) > 1
+        assert all(len(re.findall(r"(?<!\\)&", line)) == width - 1 for line in lines)
+        assert not re.search(r"(?<!\\)[_#%]", re.sub(r"\$[^$]*\$|\\label{.*}", "", text))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX engine (pdflatex) is installed")
+def test_latex_tables_compile(default, tmp_path):
+    for path in (default.out / "report").glob("*.tex"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "all-tables.tex").write_text(latex(default.out / "report"))
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all-tables"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_text_is_escaped_for_latex():
+    assert tables.tex_escape("a_b 5% ± {x} #1 & \\") == r"a\_b 5\% $\pm$ \{x\} \#1 \& \textbackslash{}"
+
+
+def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monkeypatch):
+    import repro.figures as figures
+
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda draw, stem, data=None: drawn.append((stem.name, draw)))
+    found = measures.read(default)
+    from repro.report import draw_figures, read_previews
+
+    draw_figures(
+        default,
+        default.out / "report",
+        measures.summarise(default, found),
+        measures.curves(found),
+        read_previews(default),
+    )
+    assert len(drawn) == 5
+    with matplotlib.rc_context(figures.STYLE):
+        for name, draw in drawn:
+            check_figure(name, draw())
+
+
+def check_figure(name, figure):
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    texts = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    assert min(t.get_fontsize() for t in texts) >= 7
+    assert figure.get_figwidth() in (3.4, 7.0)
+    for ax in figure.axes:
+        if ax.get_visible() and ax.lines:
+            assert ax.get_xlabel()
+    for legend in figure.legends:
+        box = legend.get_window_extent(renderer)
+        assert not any(box.overlaps(ax.get_window_extent(renderer)) for ax in figure.axes), name
+
+
+def test_the_report_renders_within_twenty_seconds(half):
+    fabricate(half, [key for key in measures.planned(half) if not measures.result_folder(half, key).exists()])
+    start = time.perf_counter()
+    report(half)
+    assert time.perf_counter() - start < 20
+
+
+def test_publishing_copies_the_views_and_fills_the_readme(default, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nformer table\n{END}\n\nTail.\n")
+    target = publish(default, tmp_path / "results", readme)
+    assert target == tmp_path / "results" / "default"
+    assert {path.suffix for path in target.iterdir()} == {".csv", ".md", ".png"}
+    assert (target / "digits.csv").read_bytes() == (default.out / "report" / "digits.csv").read_bytes()
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n")
+    assert text.endswith("\n\nTail.\n")
+    assert "former table" not in text
+    assert "| autoguidance | 1.5 |" in text
+    assert "digits-samples.png" in text
+    assert ORIGIN["device"] in text
+    publish(default, tmp_path / "results", readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_readme_without_a_place_for_results_is_left_alone(default, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(InputError, match="expected one line"):
+        publish(default, tmp_path / "results", readme)
+    assert readme.read_text() == text
+
+
+def test_the_committed_readme_is_in_step_with_the_committed_results():
+    folder = ROOT / "results" / "default"
+    if not (folder / "digits.csv").exists():
+        pytest.skip("no results are published yet")
+    study = studies.load(ROOT / "studies" / "default.yaml")
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+    assert block == readme_block(study, folder, Path("results/default"))
+
+
+@pytest.fixture(scope="module")
+def page(default):
+    """The report opened in a browser."""
+    if missing():
+        pytest.skip(f"no browser: {' and '.join(missing())} not installed")
+    with Browser() as browser:
+        browser.emulate(1280)
+        browser.open((default.out / "report" / "report.html").as_uri())
+        yield browser
+
+
+def test_the_page_asks_for_nothing_and_logs_no_errors(page, default):
+    address = (default.out / "report" / "report.html").as_uri()
+    page.open(address)
+    assert [a for a in page.requests() if a != address] == []
+    assert page.console() == []
+
+
+def test_a_click_on_a_heading_sorts_the_table_both_ways(page):
+    column = """
+        const table = document.querySelector("#table-digits ~ .wide table");
+        const heads = [...table.tHead.rows[0].cells], at = heads.findIndex(h => h.textContent.startsWith("FD_digits"));
+        if (arguments[0]) heads[at].querySelector("button").click();
+        return [heads[at].getAttribute("aria-sort"), ...[...table.tBodies[0].rows].map(r => r.cells[at].dataset.value)];
+    """
+    before = page.run(column, False)
+    up, down = page.run(column, True), page.run(column, True)
+    values = [float(value) for value in before[1:]]
+    assert before[0] is None
+    assert values != sorted(values)
+    assert up[0] == "ascending"
+    assert [float(v) for v in up[1:]] == sorted(values)
+    assert down[0] == "descending"
+    assert [float(v) for v in down[1:]] == sorted(values, reverse=True)
+
+
+def test_samples_flip_between_methods_at_the_same_seeds(page):
+    state = """
+        const flip = document.querySelector("#flip-digits");
+        if (arguments[0] !== null) [...flip.querySelectorAll("[role=tab]")][arguments[0]].click();
+        return [...flip.querySelectorAll("[role=tabpanel]")].filter(p => p.getClientRects().length).map(p =>
+            [p.id, p.querySelector("img").naturalWidth, Math.round(p.getBoundingClientRect().top + scrollY)]);
+    """
+    (first,) = page.run(state, None)
+    (other,) = page.run(state, 3)
+    assert first[0] == "panel-digits-unguided"
+    assert other[0] == "panel-digits-autoguidance"
+    assert first[1] == other[1] == 8 * 17
+    assert first[2] == other[2]  # nothing jumps
+    key = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))"
+    page.run("document.querySelectorAll('#flip-digits [role=tab]')[3].focus();" + key)
+    assert page.run(state, None)[0][0] == "panel-digits-reduced-training"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_the_screen_in_light_and_dark(page, width, dark):
+    page.emulate(width, dark)
+    try:
+        assert page.run("return document.documentElement.scrollWidth") <= width
+        ink = page.run("return getComputedStyle(document.body).color")
+        assert (max(map(int, re.findall(r"\d+", ink))) > 128) == dark
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("L")
+        assert (np.asarray(picture).mean() < 128) == dark
+    finally:
+        page.emulate(1280)
+
+
+def test_a_reader_without_scripts_sees_every_table(default):
+    text = (default.out / "report" / "report.html").read_text()
+    assert text.count("<tbody>") >= 4
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)

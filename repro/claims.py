@@ -1,0 +1,90 @@
+"""The paper's qualitative claims, judged on what a study measured: does one method do better than another?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from repro.evaluate import FD_NAMES
+from repro.measures import metric
+from repro.study import Study
+
+COLUMNS = ["claim", "metric", "configuration", "value", "against", "against_value", "difference", "verdict", "reason"]
+HOLDS, UNCLEAR, FAILS, NOT_RUN = "holds", "within the spread", "does not hold", "not run"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`method` does better than `against` in `metric`; with `allowed`, it is at most that much worse."""
+
+    text: str
+    method: str
+    against: str
+    metric: str
+    allowed: float | None = None
+
+
+TOY = (
+    Claim("Autoguidance removes outliers", "autoguidance", "unguided", "outliers"),
+    Claim("Autoguidance keeps branches that CFG drops", "autoguidance", "cfg", "component_jsd"),
+    Claim("Autoguidance stays closer to the distribution than CFG", "autoguidance", "cfg", "sliced_wasserstein"),
+    Claim("Autoguidance keeps branches that truncation drops", "autoguidance", "truncation", "component_jsd"),
+)
+IMAGES = (
+    Claim("Autoguidance lowers {metric}", "autoguidance", "unguided", "fd"),
+    Claim("Autoguidance beats CFG in {metric}", "autoguidance", "cfg", "fd"),
+    Claim("Autoguidance raises precision", "autoguidance", "unguided", "precision"),
+    Claim("Autoguidance keeps recall, within 0.05", "autoguidance", "unguided", "recall", allowed=0.05),
+)
+
+
+def judge(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
+    """One row per claim that the study's methods allow; columns `COLUMNS`.
+
+    A claim holds when every seed block of the better method beats every block of the other, and is `within the
+    spread` when only the means do. The difference is method minus against.
+    """
+    rows = []
+    for key in study.toy:
+        found = summary[summary["id"] == key]
+        rows += [_row(claim, claim.metric, found) for claim in TOY]
+    for data in dict.fromkeys(item.data for item in study.generate.values()):
+        ids = [key for key, item in study.generate.items() if item.data == data]
+        found = summary[summary["id"].isin(ids)]
+        methods = found.drop_duplicates("configuration")["method"].value_counts()
+        for claim in IMAGES:
+            if methods.get(claim.method) != 1 or methods.get(claim.against) != 1:
+                continue  # absent, or several pairs of them, which published values judge one by one
+            wanted = FD_NAMES.values() if claim.metric == "fd" else [claim.metric]
+            rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(claim: Claim, name: str, found: pd.DataFrame) -> dict[str, object]:
+    rows = {row["method"]: row for row in found[found["metric"] == name].to_dict("records")}
+    ours, other = rows[claim.method], rows[claim.against]
+    difference = ours["mean"] - other["mean"]
+    reasons = [str(r["reason"]) for r in (ours, other) if pd.isna(r["mean"])]
+    return {
+        "claim": claim.text.format(metric=metric(name).label),
+        "metric": name,
+        "configuration": ours["configuration"],
+        "value": ours["mean"],
+        "against": other["configuration"],
+        "against_value": other["mean"],
+        "difference": difference,
+        "verdict": NOT_RUN if reasons else verdict(ours, other, metric(name).better, claim.allowed),
+        "reason": "; ".join(reasons),
+    }
+
+
+def verdict(ours: Mapping[Any, Any], other: Mapping[Any, Any], better: int, allowed: float | None = None) -> str:
+    """Verdict on `ours` against `other`, each with mean, min and max over seed blocks; `better` as in `Metric`."""
+    gain = better * (ours["mean"] - other["mean"])
+    if allowed is not None:
+        return HOLDS if gain >= -allowed else FAILS
+    if gain <= 0:
+        return FAILS
+    separate = ours["max"] < other["min"] if better < 0 else ours["min"] > other["max"]
+    return HOLDS if separate else UNCLEAR
