@@ -134,6 +134,14 @@ def report_command(publish: bool) -> None:
     click.echo(f"report: {folder / 'report.html'}")
 
 
+@cli.command("summary")
+def summary_command() -> None:
+    """Print the active study's tables and where its figures are."""
+    from repro import report
+
+    click.echo(report.summary(studies.load()))
+
+
 @cli.command("doctor")
 def doctor_command() -> None:
     """What this machine has and lacks: devices, TF32, disk, addresses, weights, and a four-seed sample."""

@@ -30,6 +30,7 @@ from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 from repro.study import Sampler
 
 MANIFEST = "manifest.json"
+CODE_SUFFIX = ".denoiser"  # a file that names the user's own code, module:function
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,33 @@ class Pair:
 
 def load_network(source: str, device: torch.device) -> tuple[Denoiser, str]:
     """A network file, or `module:function`, as an inference-ready denoiser and a digest of what it is."""
-    if not source.endswith((".safetensors", ".pkl")) and ":" in source:
-        module, _, function = source.partition(":")
-        try:
-            model = getattr(importlib.import_module(module), function)()
-        except (ImportError, AttributeError) as err:
-            raise InputError(f"cannot import the model {source}: {err}") from err
-        if not isinstance(model, Denoiser):
-            raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
-        return model, hashlib.sha256(source.encode()).hexdigest()
     path = Path(source)
+    if path.suffix not in (".safetensors", ".pkl", CODE_SUFFIX) and ":" in source:
+        return load_code(source), hashlib.sha256(source.encode()).hexdigest()
     if not path.exists():
         raise InputError(f"{path}: no such network file")
+    if path.suffix == CODE_SUFFIX:
+        return load_code(path.read_text().strip()), sha256_file(path)
     snapshot = snapshots.load(path)
     network = prepare(snapshot.network, device)
     network.encoder = snapshot.encoder
     return network, sha256_file(path)
+
+
+def load_code(source: str) -> Denoiser:
+    """The user's own model: what `function` of `module:function` returns.
+
+    Raises:
+        InputError: it cannot be imported, or does not satisfy `repro.networks.Denoiser`.
+    """
+    module, _, function = source.partition(":")
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as err:
+        raise InputError(f"cannot import the model {source}: {err}") from err
+    if not isinstance(model, Denoiser):
+        raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
+    return model
 
 
 def load_pair(configuration: Configuration, device: torch.device) -> Pair:

@@ -8,13 +8,15 @@ import numpy as np
 import pandas as pd
 
 from metrics import distributed
-from metrics.files import InputError, atomic_write, folder_lock
+from metrics.files import InputError, atomic_write, folder_lock, write_text
 from repro import digits, ema, snapshots, toy, training
 from repro.evaluate import Reference, rows, sample_features, shard_features, write_rows
 from repro.generate import (
+    CODE_SUFFIX,
     Configuration,
     generate,
     image_grid,
+    load_code,
     load_pair,
     manifest_facts,
     plan_shards,
@@ -46,9 +48,13 @@ def run_data(study: Study, key: str) -> None:
 
 
 def run_networks(study: Study, key: str) -> None:
-    """Train one run."""
+    """Train one run, or point to the user's own code."""
     item = study.networks[key]
     folder = study.out / "networks" / key
+    if item.code is not None:
+        load_code(item.code)  # better now than after hours
+        write_text(folder / f"{key}{CODE_SUFFIX}", item.code + "\n")
+        return
     config = build(training.TrainingConfig, item.train, f"networks.{key}.train")
     data = study.data[item.data]
     dataset = digits.Digits(build(digits.DigitSettings, data.settings, f"data.{item.data}.settings"))

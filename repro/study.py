@@ -52,12 +52,19 @@ class Data:
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one training run (stage `networks`): trained here."""
+    """Networks of one training run (stage `networks`): trained here, or the user's own code."""
 
     data: str
     """Id of the data set."""
-    train: dict[str, Any]
+    train: dict[str, Any] | None = None
     """`repro.training.TrainingConfig`, network arguments included."""
+    code: str | None = None
+    """`module:function` that returns a `repro.networks.Denoiser`."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("train", "code") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InputError(f"expected exactly one of train and code, found {' and '.join(given) or 'neither'}")
 
 
 @dataclass(frozen=True)
