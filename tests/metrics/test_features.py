@@ -1,0 +1,156 @@
+"""Extraction: chunk cache, resume, batching, feature files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metrics import features
+from metrics.features import FeatureSet, detect, extract
+from metrics.files import InputError
+
+
+class MeanColour:
+    """A detector of three features: the mean of each colour plane, plus `shift`."""
+
+    name = "mean"
+    dim = 3
+
+    def __init__(self, shift: float = 0.0, **tags: Any) -> None:
+        self.shift = shift
+        self.tags = {"detector": "mean", "weights_sha256": "0" * 64, "resize": "none", "dtype": "float32", **tags}
+        self.calls: list[tuple[int, ...]] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8
+        self.calls.append(tuple(images.shape))
+        return images.float().mean(dim=(2, 3)) + self.shift
+
+
+class ImageList:
+    """Random images in memory, all or some of them of another size."""
+
+    def __init__(self, count: int, digest: str = "d", sizes: Sequence[int] = (4,), fail_at: int | None = None) -> None:
+        rng = np.random.default_rng(0)
+        self.pixels = [rng.integers(0, 256, (sizes[i % len(sizes)], 4, 3), dtype=np.uint8) for i in range(count)]
+        self.names = [f"{i:05d}.png" for i in range(count)]
+        self.digest, self.fail_at = digest, fail_at
+        self.labels: np.ndarray | None = np.arange(count) % 3
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, batches: Sequence[Sequence[int]], num_workers: int | None) -> Iterator[list[np.ndarray]]:
+        for members in batches:
+            if self.fail_at is not None and members[-1] >= self.fail_at:
+                raise KeyboardInterrupt
+            yield [self.pixels[i] for i in members]
+
+    def expected(self) -> np.ndarray:
+        return np.stack([x.astype(np.float32).mean(axis=(0, 1)) for x in self.pixels])
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "CHUNK", 10)
+
+
+def test_features_follow_the_order_of_the_images_in_batches_of_any_size(tmp_path: Path) -> None:
+    images = ImageList(37, sizes=(4, 6, 5))
+    for batch_size in (1, 4, 64):
+        found = extract(images, {"mean": MeanColour()}, tmp_path / str(batch_size), batch_size)["mean"]
+        np.testing.assert_allclose(found.gather(), images.expected(), rtol=1e-5)
+        assert found.labels is images.labels
+
+
+def test_images_of_equal_size_share_a_call_and_others_do_not() -> None:
+    detector, images = MeanColour(), ImageList(6, sizes=(4, 5))
+    detect(detector, images.pixels)
+    assert detector.calls == [(3, 3, 4, 4), (3, 3, 5, 4)]
+
+
+def test_kept_features_are_not_made_again(tmp_path: Path) -> None:
+    images, first, second = ImageList(25), MeanColour(), MeanColour()
+    a = extract(images, {"mean": first}, tmp_path)["mean"].gather()
+    b = extract(images, {"mean": second}, tmp_path)["mean"].gather()
+    assert second.calls == []
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["content", "tags", "count"])
+def test_changed_images_or_settings_never_meet_old_features(tmp_path: Path, change: str) -> None:
+    extract(ImageList(12), {"mean": MeanColour()}, tmp_path)
+    detector = MeanColour(1.0, resize="other") if change == "tags" else MeanColour(1.0)
+    images = ImageList(12 + (change == "count"), "e" if change == "content" else "d")
+    found = extract(images, {"mean": detector}, tmp_path)["mean"]
+    np.testing.assert_allclose(found.gather(), images.expected() + 1, rtol=1e-5)
+
+
+def test_interrupted_extraction_goes_on_at_the_first_missing_chunk(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        extract(ImageList(45, fail_at=27), {"mean": MeanColour()}, tmp_path, 4)
+    resumed, images = MeanColour(), ImageList(45)
+    found = extract(images, {"mean": resumed}, tmp_path, 4)["mean"]
+    assert sum(call[0] for call in resumed.calls) == 25
+    undisturbed = extract(images, {"mean": MeanColour()}, None, 4)["mean"]
+    np.testing.assert_array_equal(found.gather(), undisturbed.gather())
+
+
+def test_a_second_detector_leaves_the_first_ones_features_alone(tmp_path: Path) -> None:
+    images, again = ImageList(12), MeanColour()
+    extract(images, {"mean": MeanColour()}, tmp_path)
+    other = MeanColour(5.0, detector="other")
+    found = extract(images, {"mean": again, "other": other}, tmp_path)
+    assert again.calls == []
+    np.testing.assert_allclose(found["other"].gather(), images.expected() + 5, rtol=1e-5)
+
+
+def test_nan_features_name_the_images_and_keep_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"NaN.*00000.png.*00003.png"):
+        extract(ImageList(8), {"mean": MeanColour(float("nan"))}, tmp_path, 4)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_statistics_of_a_range_are_those_of_its_rows() -> None:
+    images = ImageList(37)
+    found = extract(images, {"mean": MeanColour()})["mean"]
+    stats = found.statistics(7, 29)
+    assert stats.num_images == 22
+    np.testing.assert_allclose(stats.sigma, np.cov(images.expected()[7:29], rowvar=False), rtol=1e-6)
+    assert stats.tags["detector"] == "mean"
+    assert stats.tags["num_images"] == 22
+
+
+def test_feature_files_keep_values_tags_and_labels(tmp_path: Path) -> None:
+    found = extract(ImageList(23), {"a": MeanColour(), "b": MeanColour(2.0)})
+    features.save(found, tmp_path / "f.npz")
+    back = features.load(tmp_path / "f.npz")
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(back[name].gather(), found[name].gather())
+        assert dict(back[name].tags) == {**found[name].tags, "source": str(tmp_path / "f.npz")}
+        np.testing.assert_array_equal(back[name].labels, np.arange(23) % 3)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros(3)}, "no entry 'DETECTOR/features'"),
+        ({"a/features": np.zeros((4, 2), np.float32)}, "'a/tags' is missing"),
+        ({"a/features": np.zeros((4, 2)), "a/tags": np.array("{}")}, "float64"),
+        ({"a/features": np.full((4, 2), np.nan, np.float32), "a/tags": np.array("{}")}, "NaN"),
+        ({"a/features": np.zeros((4, 2), np.float32), "a/tags": np.array("{}"), "labels": np.zeros(3)}, "labels for 4"),
+    ],
+)
+def test_broken_feature_files_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "f.npz", allow_pickle=False, **arrays)
+    with pytest.raises(InputError, match=message):
+        features.load(tmp_path / "f.npz")
+
+
+def test_features_given_directly_are_gathered_unchanged() -> None:
+    x = np.random.default_rng(0).standard_normal((33, 2)).astype(np.float32)
+    np.testing.assert_array_equal(FeatureSet.of(x, {}).gather(), x)
