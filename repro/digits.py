@@ -99,7 +99,11 @@ class Digits:
 
 
 class Classifier(nn.Module):
-    """A small convolutional network; its penultimate layer is the feature space of `fd_digits`."""
+    """A small convolutional network; the direction of its penultimate layer is the feature space of `fd_digits`.
+
+    The length of that layer's output is left out: it grows with confidence, which guidance raises, and would hide how
+    well the images themselves fit.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,13 +122,16 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURE_DIM, NUM_CLASSES)
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, 16, 16] (channels are averaged) -> float32 [N, 64], before the rectifier."""
-        x = images.to(torch.float32).mean(dim=1, keepdim=True) / 127.5 - 1
-        return self.body(x)
+        """uint8 [N, C, 16, 16] -> float32 [N, 64], each vector of mean square 1."""
+        return F.normalize(self._activations(images)) * FEATURE_DIM**0.5
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, 10]."""
-        return self.head(F.relu(self.features(images)))
+        """uint8 [N, C, 16, 16] -> logits [N, 10]."""
+        return self.head(self._activations(images))
+
+    def _activations(self, images: Tensor) -> Tensor:
+        """Rectified penultimate layer [N, 64]; several channels are averaged."""
+        return F.relu(self.body(images.to(torch.float32).mean(dim=1, keepdim=True) / 127.5 - 1))
 
 
 def train_classifier(digits: Digits) -> tuple[Classifier, float]:

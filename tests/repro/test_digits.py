@@ -19,7 +19,7 @@ STILL = DigitSettings(shift=0, rotation=0, log_scale=0, shear=0)
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    prepare(folder, DigitSettings(num_reference=2048, classifier_steps=120))
+    prepare(folder, DigitSettings(num_reference=1024, classifier_steps=80))
     return folder
 
 
@@ -90,7 +90,7 @@ def test_training_batches_are_images_with_one_hot_labels():
 def test_prepared_reference_is_close_to_fresh_images_and_far_from_damaged_ones(prepared):
     detector = detectors.load("digits", weights=prepared / "digits.safetensors")
     reference = statistics.load(prepared / "digits.npz")
-    assert reference.num_images == 2048
+    assert reference.num_images == 1024
     assert reference.tags["weights_sha256"] == sha256_file(prepared / "digits.safetensors")
     features = np.load(prepared / "digits-features.npy")
     np.testing.assert_allclose(features.astype(np.float64).mean(axis=0), reference.mu, rtol=1e-9, atol=1e-9)

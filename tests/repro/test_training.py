@@ -208,7 +208,8 @@ from metrics import distributed
 from repro.digits import Digits
 from repro.training import train
 distributed.init()
-config = replace(config, network={**config.network, "dropout": 0}, total_nimg=160, checkpoint_nimg=160)
+network = {**config.network, "dropout": 0}
+config = replace(config, network=network, total_nimg=160, snapshot_nimg=160, checkpoint_nimg=160)
 train(config, Digits(), sys.argv[1], device="cpu")
 """
 
@@ -223,7 +224,9 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
 def test_two_processes_and_accumulation_agree_with_one_process(tmp_path):
     finished = run_script(DISTRIBUTED, tmp_path, str(tmp_path / "two"), processes=2)
     assert finished.returncode == 0, finished.stderr[:3000]
-    config = replace(TINY, network={**TINY.network, "dropout": 0}, total_nimg=160, checkpoint_nimg=160)
+    config = replace(
+        TINY, network={**TINY.network, "dropout": 0}, total_nimg=160, snapshot_nimg=160, checkpoint_nimg=160
+    )
     train(config, Digits(), tmp_path / "one")
     train(replace(config, device_batch_size=3), Digits(), tmp_path / "pieces")
     one = final_weights(tmp_path / "one")
