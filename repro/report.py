@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from metrics.files import InputError, atomic_write, load_npz, write_json, write_text
-from repro import claims, figures, measures, page, tables
+from repro import claims, figures, measures, page, tables, views
 from repro.measures import method_label
 from repro.page import Figure, Preview
 from repro.snapshots import parse_name
@@ -166,13 +166,14 @@ def _copy_toy(path: Path, key: str, folder: Path) -> Figure:
 
 def _draw_samples(data: str, previews: list[Preview], folder: Path) -> list[Figure]:
     chosen = [p for p in previews if p.method in HEADLINE_METHODS]
-    if not chosen or not len(chosen[0].labels):
+    if not chosen:
         return []
-    images = {p.method: p.images for p in chosen}
-    draw = partial(figures.draw_samples, images, chosen[0].labels, chosen[0].seeds)
+    images, seeds = {p.method: p.images for p in chosen}, chosen[0].seeds
+    labels = chosen[0].labels if len(chosen[0].labels) else seeds  # unconditional: a row per seed
+    draw = partial(figures.draw_samples, images, labels, seeds)
     name = f"{data}-samples"
     figures.save(draw, folder / name)
-    return [Figure(name, f"Samples: {data}", "The same seeds under every method; a row is a class.")]
+    return [Figure(name, f"Samples: {data}", "The same seeds under every method.")]
 
 
 def _draw_curves(study: Study, folder: Path, curves: pd.DataFrame) -> list[Figure]:
@@ -250,7 +251,7 @@ def summary(study: Study) -> str:
         raise InputError(f"{folder}: no report yet; run `dvc repro` or `python -m repro report`")
     parts = []
     for table in study_tables(study):
-        parts.append(f"{table.title}\n\n{tables.to_text(tables.read_view(table, folder))}")
+        parts.append(f"{table.title}\n\n{views.to_text(tables.read_view(table, folder))}")
     paths = [str(path) for path in sorted(folder.glob("*.png"))]
     parts.append("\n".join(["Figures", *(f"  {path}" for path in paths), f"Report: {folder / 'report.html'}"]))
     return "\n\n".join(parts)
@@ -290,7 +291,7 @@ def readme_block(study: Study, folder: Path, shown_as: Path) -> str:
     parts = []
     for table in shown:
         view = tables.read_view(table, folder)
-        parts.append(f"**{table.title}.** {table.caption}\n\n{tables.to_markdown(view)}")
+        parts.append(f"**{table.title}.** {table.caption}\n\n{views.to_markdown(view)}")
     pictures = [f"{name}.png" for name in README_FIGURES if (folder / f"{name}.png").exists()]
     parts += [f"![{Path(name).stem}]({(shown_as / name).as_posix()})" for name in pictures]
     made = pd.concat([pd.read_csv(folder / f"{table.name}.csv", dtype=str) for table in shown])

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 import repro.study as studies
 from metrics.files import InputError
-from repro import measures, tables
+from repro import measures, views
 from repro.report import BEGIN, END, publish, readme_block, report, summary
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -292,7 +292,9 @@ def test_summary_without_a_report_says_how_to_get_one(tmp_path, monkeypatch):
 
 def latex(folder):
     parts = [r"\input{" + path.stem + "}" for path in sorted(folder.glob("*.tex"))]
-    return "\n".join([r"\documentclass{article}\usepackage{booktabs}\begin{document}", *parts, r"\end{document}"])
+    return "\n".join(
+        [r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}", *parts, r"\end{document}"]
+    )
 
 
 def test_latex_tables_are_well_formed(default):
@@ -309,7 +311,7 @@ def test_latex_tables_are_well_formed(default):
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len(lines) > 1
         assert all(len(re.findall(r"(?<!\\)&", line)) == width - 1 for line in lines)
-        assert not re.search(r"(?<!\\)[_#%]", re.sub(r"\$[^$]*\$|\\label{.*}", "", text))
+        assert not re.search(r"(?<!\\)[_#%]", re.sub(r"\$[^$]*\$|\\label{.*}|%\n", "", text))
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX engine (pdflatex) is installed")
@@ -322,10 +324,11 @@ def test_latex_tables_compile(default, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 def test_text_is_escaped_for_latex():
-    assert tables.tex_escape("a_b 5% ± {x} #1 & \\") == r"a\_b 5\% $\pm$ \{x\} \#1 \& \textbackslash{}"
+    assert views.tex_escape("a_b 5% ± {x} #1 & \\") == r"a\_b 5\% $\pm$ \{x\} \#1 \& \textbackslash{}"
 
 
 def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monkeypatch):
