@@ -49,16 +49,24 @@ def judge(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
     for key in study.toy:
         found = summary[summary["id"] == key]
         rows += [_row(claim, claim.metric, found) for claim in TOY]
-    for data in dict.fromkeys(item.data for item in study.generate.values()):
+    for data, claims in image_claims(study).items():
         ids = [key for key, item in study.generate.items() if item.data == data]
         found = summary[summary["id"].isin(ids)]
-        methods = found.drop_duplicates("configuration")["method"].value_counts()
-        for claim in IMAGES:
-            if methods.get(claim.method) != 1 or methods.get(claim.against) != 1:
-                continue  # absent, or several pairs of them, which published values judge one by one
+        for claim in claims:
             wanted = FD_NAMES.values() if claim.metric == "fd" else [claim.metric]
             rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def image_claims(study: Study) -> dict[str, list[Claim]]:
+    """Data id -> the claims that its methods allow: both there, and once (published values judge several pairs)."""
+    found = {}
+    for data in dict.fromkeys(item.data for item in study.generate.values()):
+        methods = [item.method for item in study.generate.values() if item.data == data]
+        claims = [c for c in IMAGES if methods.count(c.method) == 1 and methods.count(c.against) == 1]
+        if claims:
+            found[data] = claims
+    return found
 
 
 def _row(claim: Claim, name: str, found: pd.DataFrame) -> dict[str, object]:

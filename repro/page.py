@@ -65,7 +65,7 @@ def render(
     missing = [key for key in planned if not (measures.result_folder(study, key) / measures.MEASURES).exists()]
     return environment.get_template("report.html").render(
         study=study,
-        cards=_cards(len(planned) - len(missing), len(planned), measures.read_csv(folder / "claims.csv")),
+        cards=_cards(len(planned) - len(missing), len(planned), folder / "claims.csv"),
         missing=missing,
         verdicts=[_table(table, folder) for table in tables if table.name in VERDICTS],
         tables=[_table(table, folder) for table in tables if table.name not in VERDICTS],
@@ -76,9 +76,12 @@ def render(
     )
 
 
-def _cards(done: int, planned: int, judged: pd.DataFrame) -> list[dict[str, object]]:
+def _cards(done: int, planned: int, claims: Path) -> list[dict[str, object]]:
     """What a reader wants to know first: how much was measured, and which verdicts came out how often."""
     cards: list[dict[str, object]] = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
+    if not claims.exists():
+        return cards
+    judged = measures.read_csv(claims)
     for verdict, count in judged["verdict"].value_counts().items():
         label = f"claims of the paper: {verdict}"
         cards.append({"value": f"{count} of {len(judged)}", "label": label, "mood": MOODS.get(str(verdict), "")})

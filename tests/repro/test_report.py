@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 import repro.study as studies
 from metrics.files import InputError
 from repro import measures, views
+from repro.gallery import draw_figures, read_previews
 from repro.report import BEGIN, END, publish, readme_block, report, summary
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -337,8 +338,6 @@ def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monke
     drawn = []
     monkeypatch.setattr(figures, "save", lambda draw, stem, data=None: drawn.append((stem.name, draw)))
     found = measures.read(default)
-    from repro.report import draw_figures, read_previews
-
     draw_figures(
         default,
         default.out / "report",
