@@ -208,8 +208,16 @@ class Study:
 
     def ids(self) -> set[str]:
         """DVC stage names `stage@id` of this study."""
-        sections = ("toy", "data", "networks", "reconstruct", "generate", "sweeps")
-        return {f"{section}@{key}" for section in sections for key in getattr(self, section)}
+        stages: dict[str, typing.Iterable[str]] = {
+            "toy": self.toy,
+            "data": self.data,
+            "networks": self.networks,
+            "reconstruct": self.reconstruct,
+            "generate": self.generate,
+            "evaluate": self.generate,
+            "sweep": self.sweeps,
+        }
+        return {f"{stage}@{key}" for stage, items in stages.items() for key in items}
 
 
 def parse_seeds(block: str) -> range:
