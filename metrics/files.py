@@ -61,16 +61,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except Exception as err:
-        number = getattr(err, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(err):  # the latter from safetensors
+        if disk_full(err):
             raise InputError(f"{path}: no space left on the disk; free some and run again") from err
-        place = getattr(err, "filename", None)
+        number, place = getattr(err, "errno", None), getattr(err, "filename", None)
         if number in NOT_WRITABLE and place and Path(place) in (temporary, path, *path.parents):
             raise InputError(f"{path}: cannot be written ({os.strerror(number)})") from err
         raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def disk_full(err: Exception) -> bool:
+    """Whether an error says that the disk or the quota is full; safetensors says it in words only."""
+    return getattr(err, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(err)
 
 
 def _is_alive(pid: int) -> bool:
