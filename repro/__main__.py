@@ -142,6 +142,21 @@ def summary_command() -> None:
     click.echo(report.summary(studies.load()))
 
 
+@cli.command("check")
+@click.argument("committed", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--training-seeds", type=click.Path(path_type=Path), default=Path("results/training-seeds"))
+def check_command(committed: Path, training_seeds: Path) -> None:
+    """Compare the active study's measures with COMMITTED ones, cell by cell; exit code 1 if any disagrees."""
+    from repro import check, measures
+
+    table = check.check(measures.read(studies.load()), committed, training_seeds)
+    outside = table[~table["agrees"]]
+    click.echo(f"{len(table)} cells compared with {committed}, {len(outside)} outside their tolerance")
+    if len(outside):
+        click.echo(outside.to_string(index=False))
+        sys.exit(1)
+
+
 @cli.command("doctor")
 def doctor_command() -> None:
     """What this machine has and lacks: devices, TF32, disk, addresses, weights, and a four-seed sample."""
