@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from metrics.files import InputError, atomic_write, write_json, write_text
-from repro import claims, measures, page, tables, views
+from repro import claims, comparison, measures, page, tables, views
 from repro.gallery import draw_figures, read_previews
 from repro.study import Study
 from repro.tables import Table
@@ -21,11 +21,12 @@ CLAIMS_CAPTION = (
 )
 
 
-def report(study: Study) -> Path:
+def report(study: Study, verdicts: pd.DataFrame | None = None) -> Path:
     """Write tables, figures and report.html of what is measured so far; returns the folder out/STUDY/report.
 
     Also writes out/STUDY/metrics.json and out/STUDY/sensitivity.csv, which DVC shows. A study that is half run
-    gives a report that says what is missing.
+    gives a report that says what is missing. `verdicts`: published values and how the measured ones compare, as
+    `repro.published` judges them; without them there is no table against the paper.
 
     Raises:
         InputError: a result file is broken.
@@ -41,17 +42,20 @@ def report(study: Study) -> Path:
     with atomic_write(study.out / "sensitivity.csv") as temporary:
         curves.to_csv(temporary, index=False)
     for table in study_tables(study):
-        tables.write(table, _table_rows(study, table, summary, curves), folder)
+        rows = _table_rows(study, table, summary, curves, verdicts)
+        if rows is not None:
+            tables.write(table, rows, folder)
     drawn = draw_figures(study, folder, summary, curves, previews)
-    write_text(folder / "report.html", page.render(study, folder, study_tables(study), drawn, previews))
+    write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
     return folder
 
 
 def study_tables(study: Study) -> list[Table]:
     """The tables that a study has, in the order of the report."""
-    found = []
+    name = comparison.NAMES.get(study.study, "published")
+    found = [Table(name, "Measured and published", comparison.CAPTION, comparison.view, judges="published values")]
     if study.toy or claims.image_claims(study):
-        found.append(Table("claims", "Claims of the paper", CLAIMS_CAPTION, tables.claims_view))
+        found.append(Table("claims", "Claims of the paper", CLAIMS_CAPTION, tables.claims_view, judges="claims"))
     if study.toy:
         found.append(
             Table(
@@ -85,7 +89,17 @@ def study_tables(study: Study) -> list[Table]:
     return found
 
 
-def _table_rows(study: Study, table: Table, summary: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+def written_tables(study: Study, folder: Path) -> list[Table]:
+    """Those of the study's tables that stand in `folder`."""
+    return [table for table in study_tables(study) if (folder / f"{table.name}.csv").exists()]
+
+
+def _table_rows(
+    study: Study, table: Table, summary: pd.DataFrame, curves: pd.DataFrame, verdicts: pd.DataFrame | None
+) -> pd.DataFrame | None:
+    """What the CSV of a table holds; None where nothing is published."""
+    if table.view is comparison.view:
+        return None if verdicts is None or verdicts.empty else comparison.join(summary, verdicts)
     if table.name == "claims":
         return claims.judge(study, summary)
     if table.name == "toy":
@@ -106,7 +120,7 @@ def summary(study: Study) -> str:
     if not (folder / "report.html").exists():
         raise InputError(f"{folder}: no report yet; run `dvc repro` or `python -m repro report`")
     parts = []
-    for table in study_tables(study):
+    for table in written_tables(study, folder):
         parts.append(f"{table.title}\n\n{views.to_text(tables.read_view(table, folder))}")
     paths = [str(path) for path in sorted(folder.glob("*.png"))]
     parts.append("\n".join(["Figures", *(f"  {path}" for path in paths), f"Report: {folder / 'report.html'}"]))
@@ -128,6 +142,8 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
     for path in sorted(folder.iterdir()):
         if path.suffix in (".csv", ".md", ".png"):
             shutil.copyfile(path, target / path.name)
+    with atomic_write(target / measures.MEASURES) as temporary:
+        measures.read(study).to_csv(temporary, index=False)
     if study.study == "default":
         write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
     return target
@@ -143,7 +159,7 @@ def split_readme(readme: Path) -> tuple[str, str]:
 
 def readme_block(study: Study, folder: Path, shown_as: Path) -> str:
     """Tables and figures of the results published in `folder`, as a README shows them that calls it `shown_as`."""
-    shown = [table for table in study_tables(study) if table.name != "sensitivity"]
+    shown = [table for table in written_tables(study, folder) if table.name != "sensitivity"]
     parts = []
     for table in shown:
         view = tables.read_view(table, folder)
