@@ -19,11 +19,11 @@ from PIL import Image
 from repro import measures
 from repro.figures import COLUMN, INK
 from repro.study import Study
-from repro.tables import MOODS, Table, read_view
+from repro.tables import Table, read_view
+from repro.views import MOODS
 
 TEMPLATES = Path(__file__).parent / "templates"
 TILE = 128  # pixels: larger samples are scaled down
-VERDICTS = ("claims",)  # tables shown first
 COLUMNS = 8  # samples side by side
 
 
@@ -65,10 +65,10 @@ def render(
     missing = [key for key in planned if not (measures.result_folder(study, key) / measures.MEASURES).exists()]
     return environment.get_template("report.html").render(
         study=study,
-        cards=_cards(len(planned) - len(missing), len(planned), folder / "claims.csv"),
+        cards=_cards(len(planned) - len(missing), len(planned), tables, folder),
         missing=missing,
-        verdicts=[_table(table, folder) for table in tables if table.name in VERDICTS],
-        tables=[_table(table, folder) for table in tables if table.name not in VERDICTS],
+        verdicts=[_table(table, folder) for table in tables if table.judges],
+        tables=[_table(table, folder) for table in tables if not table.judges],
         figures=[_figure(figure, folder) for figure in figures],
         flips={data: [_flip(p) for p in found] for data, found in previews.items() if found},
         seeds={data: found[0].seeds.tolist() for data, found in previews.items() if found},
@@ -76,15 +76,15 @@ def render(
     )
 
 
-def _cards(done: int, planned: int, claims: Path) -> list[dict[str, object]]:
+def _cards(done: int, planned: int, tables: Sequence[Table], folder: Path) -> list[dict[str, object]]:
     """What a reader wants to know first: how much was measured, and which verdicts came out how often."""
     cards: list[dict[str, object]] = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
-    if not claims.exists():
-        return cards
-    judged = measures.read_csv(claims)
-    for verdict, count in judged["verdict"].value_counts().items():
-        label = f"claims of the paper: {verdict}"
-        cards.append({"value": f"{count} of {len(judged)}", "label": label, "mood": MOODS.get(str(verdict), "")})
+    for table in tables:
+        if table.judges:
+            verdicts = measures.read_csv(folder / f"{table.name}.csv")["verdict"]
+            for verdict, count in verdicts.value_counts().items():
+                label, mood = f"{table.judges}: {verdict}", MOODS.get(str(verdict), "")
+                cards.append({"value": f"{count} of {len(verdicts)}", "label": label, "mood": mood})
     return cards
 
 

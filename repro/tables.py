@@ -9,10 +9,9 @@ import pandas as pd
 
 from metrics.files import atomic_write, write_text
 from repro.measures import method_label, metric, read_csv
-from repro.views import Cell, Column, View, to_html, to_latex, to_markdown
+from repro.views import MOODS, Cell, Column, View, to_html, to_latex, to_markdown
 
 REFERENCE_METHODS = {"true"}  # not competing for the best value
-MOODS = {"holds": "good", "does not hold": "bad", "reproduced": "good", "better": "good", "off": "bad"}
 AXES = {"guidance": "guidance weight w", "main_ema": "EMA main σ_rel", "guide_ema": "EMA guide σ_rel"}
 
 
@@ -24,6 +23,8 @@ class Table:
     title: str
     caption: str
     view: Callable[[pd.DataFrame], View]
+    judges: str = ""
+    """What its column `verdict` judges; such tables come first."""
 
 
 def number(value: Any, decimals: int) -> str:
@@ -50,10 +51,10 @@ def configurations_view(rows: pd.DataFrame) -> View:
     for configuration, group in rows.groupby("configuration", sort=False):
         first = group.iloc[0]
         name = method_label(first["method"]) + ("" if several[first["method"]] == 1 else f" ({configuration})")
-        line = [Cell(name), *(_setting(first[s]) for s in settings), _images(group)]
+        line = [Cell(name), *(setting_cell(first[s]) for s in settings), _images(group)]
         by_metric = {row["metric"]: row for row in group.to_dict("records")}
         lines.append(line + [value_cell(by_metric.get(m), m, best[m] == configuration) for m in metrics])
-    return View(columns, lines, _notes(rows))
+    return View(columns, lines, notes(rows))
 
 
 def sensitivity_view(rows: pd.DataFrame) -> View:
@@ -72,11 +73,11 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
             line = [
                 Cell(method_label(first["method"])),
                 Cell(AXES[str(first["axis"])]),
-                _setting(value),
+                setting_cell(value),
                 _images(group),
             ]
             lines.append(line + [value_cell(by_metric.get(m), m, best[m] == value) for m in metrics])
-    return View(columns, lines, _notes(rows), rules[1:])
+    return View(columns, lines, notes(rows), rules[1:])
 
 
 def claims_view(rows: pd.DataFrame) -> View:
@@ -87,7 +88,7 @@ def claims_view(rows: pd.DataFrame) -> View:
     for row in rows.to_dict("records"):
         decimals = metric(row["metric"]).decimals
         values = [_number_cell(row[name], decimals) for name in ("value", "against_value", "difference")]
-        verdict = Cell(row["verdict"], note=_text(row["reason"]), mood=MOODS.get(row["verdict"], ""))
+        verdict = Cell(row["verdict"], note=text_of(row["reason"]), mood=MOODS.get(row["verdict"], ""))
         lines.append([Cell(row["claim"]), verdict, Cell(metric(row["metric"]).label), *values])
     return View(columns, lines)
 
@@ -97,7 +98,7 @@ def _number_cell(value: Any, decimals: int) -> Cell:
     return Cell(text, float(value)) if text else Cell("–")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A text of a CSV; empty where there is none."""
     return "" if pd.isna(value) else str(value)
 
@@ -121,14 +122,15 @@ def value_cell(row: Any, name: str, best: bool = False) -> Cell:
     """Mean and spread of one summary row, or the reason why there is none."""
     if row is None:
         return Cell("–", note="not measured")
-    mean, why = row["mean"], _text(row["reason"])
+    mean, why = row["mean"], text_of(row["reason"])
     if pd.isna(mean):
         return Cell(why.split(" (")[0] or "not measured", note=why or "not measured")
     spread = row.get("spread")  # curves have none
     return Cell(measured(mean, spread, metric(name).decimals), float(mean), best, why)
 
 
-def _setting(value: Any) -> Cell:
+def setting_cell(value: Any) -> Cell:
+    """A weight, an EMA length or the like."""
     if pd.isna(value):
         return Cell("–")
     return Cell(value) if isinstance(value, str) else Cell(f"{value:g}", float(value))
@@ -153,7 +155,7 @@ def _best(rows: pd.DataFrame, name: str, key: str = "configuration") -> object:
     return rows[key].iloc[place]
 
 
-def _notes(rows: pd.DataFrame) -> list[str]:
+def notes(rows: pd.DataFrame) -> list[str]:
     """Each reason for missing values once, with the configurations it holds for."""
     named = rows[rows["reason"].fillna("") != ""]
     where = "configuration" if "configuration" in named else "sweep"
