@@ -70,16 +70,7 @@ def load_nested_tensors(data: bytes, source: str) -> Any:
     """
     source = f"{source}: nested tensors"
     stream = io.BytesIO(data)
-    for _ in range(3):  # magic number, protocol version, system
-        check_opcodes(stream, source)
-    storages = 0
-    start = stream.tell()
-    check_opcodes(stream, source)
-    stream.seek(start)
-    for opcode, argument, _ in pickletools.genops(stream):
-        storages += opcode.name in ("PERSID", "BINPERSID")
-        if isinstance(argument, int) and opcode.name.startswith(("BININT", "LONG", "INT")) and argument > len(data):
-            raise InputError(f"{source} state {argument} elements in {len(data)} bytes; the file is malformed")
+    storages = sum(_check_nested(stream, source) for _ in range(4))  # magic number, protocol, system, and the object
     stream.seek(0)
     try:
         loaded = torch.load(stream, map_location="cpu", weights_only=True)
@@ -88,6 +79,26 @@ def load_nested_tensors(data: bytes, source: str) -> Any:
     if storages != 1 or not isinstance(loaded, torch.storage.TypedStorage):
         raise InputError(f"{source} hold {type(loaded).__name__}, expected one storage")
     return loaded
+
+
+def _check_nested(stream: io.BytesIO, source: str) -> int:
+    """Check one pickle of a nested file before torch sees it; returns how many storages it names."""
+    start, size = stream.tell(), stream.getbuffer().nbytes
+    check_opcodes(stream, source)
+    stream.seek(start)
+    storages = largest = 0
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = str(argument).replace(" ", ".")
+        if opcode.name in ("GLOBAL", "INST") and name.removeprefix("torch.").removesuffix("Storage") not in STORAGES:
+            raise InputError(f"{source} name {name}, which has no place there; nothing was run")
+        if opcode.name == "PROTO" and argument != 2:
+            raise InputError(f"{source} are of pickle protocol {argument}, expected 2")
+        if opcode.name.startswith(("BININT", "INT", "LONG")) and isinstance(argument, int):
+            largest = max(largest, argument)
+        storages += opcode.name in ("PERSID", "BINPERSID")
+    if storages and largest > size:
+        raise InputError(f"{source} state {largest} elements in {size} bytes; the file is malformed")
+    return storages
 
 
 def _refused(err: Exception) -> str:
