@@ -16,7 +16,7 @@ from repro.toy.sampling import Method, draw, methods
 from repro.toy.settings import ToySettings
 from repro.toy.training import train
 
-TABLE = "toy.csv"
+TABLE = "measures.csv"
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
 FIGURES = "figures"
 FIGURE_NAMES = ("toy-figure1", "toy-figure2")
@@ -27,7 +27,7 @@ REFERENCE_SEED = 2**31  # of the true points behind the contour; sampling seeds 
 def run(settings: ToySettings, folder: Path, study: str = "toy") -> Path:
     """Train the networks, sample by every method, measure, draw; returns the table's path.
 
-    Writes networks/*.safetensors, toy.csv (one row per method, sampling seed and measure), figures/*.png and *.svg
+    Writes networks/*.safetensors, measures.csv (one row per method, sampling seed and measure), figures/*.png and *.svg
     and settings.json into `folder`. A complete folder of the same settings is left as it is, networks of the same
     settings are used again, and an interrupted training goes on from its checkpoint.
     """

@@ -47,7 +47,7 @@ def networks(folder: Path):
 
 
 def test_table_has_every_measure_of_every_method_and_seed(folder: Path) -> None:
-    with (folder / "toy.csv").open() as file:
+    with (folder / "measures.csv").open() as file:
         rows = list(csv.DictReader(file))
     found = {(row["method"], row["block"], row["metric"]) for row in rows}
     assert len(found) == len(rows) == 5 * 2 * 6
