@@ -8,6 +8,7 @@ weights and averages are asserted equal; the best step of each is compared, sinc
 import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from repro.digits import Digits
 from repro.ema import beta
 from repro.networks import Precond
-from repro.training import Batch, EDM2Loss, Trainer, TrainingConfig, draw, learning_rate
+from repro.training import Batch, EDM2Loss, Trainer, TrainingConfig, channels_last, draw, learning_rate
 
 STEPS = 16
 BATCH = 64
@@ -99,12 +100,12 @@ def row(name: str, steps: Sequence[float], ema: float, optimizer: float) -> str:
 
 def main() -> None:
     data = batches(Digits())
-    ours = Trainer(network().to(memory_format=torch.channels_last), CONFIG)
+    ours = Trainer(channels_last(network()), CONFIG)
     plain = PlainTrainer(network())
     our_steps, plain_steps = [], []
     for batch in data:  # in turns, so that other load on the machine hits both
-        our_steps.append(seconds(lambda batch=batch: ours.step([batch])))
-        plain_steps.append(seconds(lambda batch=batch: plain.step(batch)))
+        our_steps.append(seconds(partial(ours.step, [batch])))
+        plain_steps.append(seconds(partial(plain.step, batch)))
     pairs = [(ours.network, plain.network)]
     pairs += [(average, plain.averages[std]) for std, average in ours.ema.networks().items()]
     differences = [relative_difference(a, b) for a, b in pairs]

@@ -126,9 +126,7 @@ class ImageDataset:
         sizes = self._list()
         self.names = sorted(name for name in sizes if name.endswith(SUFFIXES))
         if not self.names:
-            raise InputError(
-                f"{self.path}: no {' or '.join(SUFFIXES)} files inside; see `repro data convert`"
-            )
+            raise InputError(f"{self.path}: no {' or '.join(SUFFIXES)} files inside; see `repro data convert`")
         described = json.dumps([(name, sizes[name]) for name in self.names])
         labels_json = self._read(LABELS) if LABELS in sizes else b""
         self.digest = hashlib.sha256(described.encode() + labels_json).hexdigest()
@@ -201,9 +199,7 @@ class ImageDataset:
         except (OSError, ValueError, SyntaxError) as err:
             raise InputError(f"{self.path}: {name} cannot be read ({err}); see `repro data check`") from err
         if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] != 3):
-            raise InputError(
-                f"{self.path}: {name} is neither RGB nor 8-bit grey; see `repro data convert`"
-            )
+            raise InputError(f"{self.path}: {name} is neither RGB nor 8-bit grey; see `repro data convert`")
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _labels(self, text: bytes) -> NDArray[np.int64] | None:

@@ -4,6 +4,7 @@ The 1,797 digits become an unlimited, well-defined distribution, so that referen
 fresh images as wanted. Distances are measured in the features of a small classifier trained here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,7 +174,7 @@ class DigitsDetector:
         except RuntimeError as err:
             raise InputError(f"{weights}: not the digits classifier: {str(err).splitlines()[-1].strip()}") from err
         self.model.to(self.device)
-        self.tags: dict[str, Any] = {
+        self.tags: Mapping[str, Any] = {
             "detector": self.name,
             "weights_sha256": sha256_file(weights),
             "resize": "none",

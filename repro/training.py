@@ -208,6 +208,14 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
 
 
+def channels_last(network: Precond) -> Precond:
+    """Lay out convolution weights with channels innermost, which convolutions run faster on; returns `network`."""
+    for p in network.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    return network
+
+
 class _Drawn(NamedTuple):
     raw: Tensor
     labels: Tensor
@@ -272,10 +280,7 @@ def train(
         label_dim=dataset.label_dim if config.conditional else 0,
         **config.network,
     )
-    for p in network.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
-    trainer = Trainer(network.to(device), config)
+    trainer = Trainer(channels_last(network.to(device)), config)
     identity = _identity(config, dataset)
     _resume(trainer, folder, identity, device)
     if rank == 0:
