@@ -116,17 +116,19 @@ def draw_tradeoff(points: pd.DataFrame, labels: dict[str, str], x: str, y: str) 
     ax = figure.subplots()
     values = points.pivot(index=["sweep", "axis_value"], columns="metric", values="mean")[[x, y]].to_numpy()
     extent = values.max(axis=0) - values.min(axis=0)
+    labelled: list[NDArray[np.float64]] = []
     for place, (sweep, label) in enumerate(labels.items()):
         table = points[points["sweep"] == sweep].pivot(index="axis_value", columns="metric", values="mean")
         shade = colour(label, place)
         ax.plot(table[x], table[y], color=shade, marker=MARKERS[place % len(MARKERS)], label=method_label(label))
-        last = None
-        for weight, row in table.iterrows():
-            here = np.array([row[x], row[y]])
-            if last is not None and np.abs((here - last) / extent).max() < 0.08:
-                continue  # its label would lie on the last one's
-            last = here
-            ax.annotate(f"{weight:g}", (row[x], row[y]), (4, 4), textcoords="offset points", fontsize=7)
+        ahead = table[x].shift(-1)
+        for weight, following, here in zip(table.index, ahead, table[[x, y]].to_numpy(), strict=True):
+            if any(np.abs((here - other) / extent).max() < 0.1 for other in labelled):
+                continue  # its label would lie on another
+            labelled.append(here)
+            side = -1 if following > here[0] else 1  # away from the curve's next point
+            align = "right" if side < 0 else "left"
+            ax.annotate(f"{weight:g}", tuple(here), (4 * side, 4), textcoords="offset points", fontsize=7, ha=align)
     ax.margins(0.1)
     ax.set_xlabel(label_of(x))
     ax.set_ylabel(label_of(y))

@@ -106,8 +106,8 @@ def text_of(value: Any) -> str:
 _SETTING_COLUMNS = {
     "guidance": Column("w", "$w$"),
     "interval": Column("steps", numeric=False),
-    "main_ema": Column("EMA main", r"EMA$_m$"),
-    "guide_ema": Column("EMA guide", r"EMA$_g$"),
+    "main_ema": Column("EMA m", r"EMA$_m$"),
+    "guide_ema": Column("EMA g", r"EMA$_g$"),
 }
 _TEX_ARROWS = {-1: r" $\downarrow$", 0: "", 1: r" $\uparrow$"}
 
