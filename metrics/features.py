@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -31,58 +30,90 @@ CHUNK = 1024  # images in a chunk file
 class Images(Protocol):
     """What extraction asks of an image set; see `metrics.images.open_images`."""
 
-    names: Sequence[str]
-    digest: str
-    labels: np.ndarray | None
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
-    def batches(self, batches: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[np.ndarray]]: ...
+    def batches(self, batches: Sequence[Sequence[int]], num_workers: int | None) -> Iterator[list[np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows [start, start + count) of a feature set: in memory, or in a chunk file read when needed."""
+
+    start: int
+    count: int
+    source: np.ndarray | Path
+
+    def read(self, dim: int) -> np.ndarray:
+        """The rows, [count, dim] float32; raises InputError when a chunk file was damaged or removed."""
+        if isinstance(self.source, np.ndarray):
+            return self.source
+        try:
+            rows = np.load(self.source, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise InputError(
+                f"{self.source}: kept features are gone or broken; remove its folder and run again"
+            ) from None
+        if rows.shape != (self.count, dim) or rows.dtype != np.float32:
+            raise InputError(
+                f"{self.source}: {rows.dtype} {rows.shape}, expected float32 ({self.count}, {dim}); "
+                "remove its folder and run again"
+            )
+        return rows
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features [N, D] float32 of one detector, in this process the chunks `parts` from the rows `starts` on.
+    """Features [N, D] float32 of one detector, as the parts that this process holds.
 
-    `labels` [N] int64 where known. All processes together hold every row once.
+    All processes together hold every row once. `labels` [N] int64 where known.
     """
 
     num_images: int
     dim: int
-    parts: Sequence[np.ndarray]
-    starts: Sequence[int]
+    parts: Sequence[Part]
     tags: Mapping[str, Tag]
     labels: np.ndarray | None = None
+    keeper: object = None
+    """Keeps a temporary folder of chunk files alive."""
 
     @classmethod
     def of(cls, features: np.ndarray, tags: Mapping[str, Tag], labels: np.ndarray | None = None) -> "FeatureSet":
-        """Features [N, D] that this process holds alone."""
-        return cls(len(features), features.shape[1], [features], [0], tags, labels)
+        """Features [N, D] that every process has read: the first one holds them."""
+        parts = [Part(0, len(features), features)] if distributed.rank() == 0 else []
+        return cls(len(features), features.shape[1], parts, tags, labels)
 
     def with_source(self, source: str) -> "FeatureSet":
         """The same features under another `source` tag."""
         return replace(self, tags={**self.tags, "source": source})
 
     def statistics(self, start: int = 0, stop: int | None = None) -> Statistics:
-        """Moments of the rows [start, stop), over all processes."""
+        """Moments of the rows [start, stop), over all processes, one part in memory at a time."""
         stop = self.num_images if stop is None else stop
         moments = Moments(self.dim)
-        for first, part in zip(self.starts, self.parts, strict=True):
-            moments.update(part[max(start - first, 0) : max(stop - first, 0)])
+        for part in self.parts:
+            if part.start < stop and start < part.start + part.count:
+                rows = part.read(self.dim)
+                moments.update(rows[max(start - part.start, 0) : stop - part.start])
         return moments.reduce().finalize({**self.tags, "num_images": stop - start})
 
     def gather(self) -> np.ndarray:
         """All features [N, D] in memory, in every process."""
-        if distributed.world_size() == 1:
-            return np.concatenate([np.asarray(part) for part in self.parts])
-        features = np.empty((self.num_images, self.dim), np.float32)
-        for start in range(0, self.num_images, CHUNK):  # a sum of rows that one process holds and others leave 0
-            rows = np.zeros((min(CHUNK, self.num_images - start), self.dim))
-            for first, part in zip(self.starts, self.parts, strict=True):
-                lo, hi = max(start, first), min(start + len(rows), first + len(part))
-                if lo < hi:
-                    rows[lo - start : hi - start] = part[lo - first : hi - first]
-            features[start : start + CHUNK] = distributed.all_reduce_sum(rows)
+        features = np.zeros((self.num_images, self.dim), np.float32)
+        for part in self.parts:
+            features[part.start : part.start + part.count] = part.read(self.dim)
+        if distributed.world_size() > 1:  # a row is zero in all processes but one
+            for start in range(0, self.num_images, CHUNK):
+                rows = features[start : start + CHUNK]
+                rows[:] = distributed.all_reduce_sum(rows.astype(np.float64))
         return features
 
 
@@ -96,7 +127,7 @@ def extract(
     detectors: Mapping[str, Detector],
     cache: Path | None = None,
     batch_size: int = 64,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     description: str = "features",
 ) -> dict[str, FeatureSet]:
     """Features of all images under every detector, decoding each image once.
@@ -106,31 +137,27 @@ def extract(
     """
     if len(images) == 0:
         raise InputError("no images to measure; check the path")
-    with ExitStack() as stack:
-        folder = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="features-")))
-        files = {name: _chunk_files(folder, images, detector) for name, detector in detectors.items()}
-        mine = range(distributed.rank(), -(-len(images) // CHUNK), distributed.world_size())
-        missing = {chunk: [name for name in detectors if not files[name][chunk].exists()] for chunk in mine}
-        _extract_chunks(
-            images,
-            detectors,
-            {chunk: {name: files[name][chunk] for name in names} for chunk, names in missing.items() if names},
-            batch_size,
-            num_workers,
-            description,
+    keeper = None if cache else tempfile.TemporaryDirectory(prefix="features-")
+    folder = cache or Path(keeper.name if keeper else "")
+    files = {name: _chunk_files(folder, images, detector) for name, detector in detectors.items()}
+    mine = range(distributed.rank(), -(-len(images) // CHUNK), distributed.world_size())
+    missing = {
+        chunk: {name: files[name][chunk] for name in detectors if not files[name][chunk].exists()} for chunk in mine
+    }
+    missing = {chunk: paths for chunk, paths in missing.items() if paths}
+    _extract_chunks(images, detectors, missing, batch_size, num_workers, description)
+    sizes = {chunk: min(CHUNK, len(images) - chunk * CHUNK) for chunk in mine}
+    return {
+        name: FeatureSet(
+            len(images),
+            detector.dim,
+            [Part(chunk * CHUNK, size, files[name][chunk]) for chunk, size in sizes.items()],
+            {**detector.tags, "source_digest": images.digest},
+            images.labels,
+            keeper,
         )
-        return {
-            name: FeatureSet(
-                len(images),
-                detector.dim,
-                # Without a cache the files go away with this block, so their content is read now.
-                [_read_chunk(files[name][chunk], detector.dim, mapped=cache is not None) for chunk in mine],
-                [chunk * CHUNK for chunk in mine],
-                {**detector.tags, "source_digest": images.digest},
-                images.labels,
-            )
-            for name, detector in detectors.items()
-        }
+        for name, detector in detectors.items()
+    }
 
 
 def _chunk_files(cache: Path, images: Images, detector: Detector) -> list[Path]:
@@ -144,7 +171,7 @@ def _extract_chunks(
     detectors: Mapping[str, Detector],
     missing: Mapping[int, Mapping[str, Path]],
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     description: str,
 ) -> None:
     """Make the `missing` files {chunk: {detector: path}}."""
@@ -186,15 +213,6 @@ def _write_chunk(path: Path, features: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.save(file, features)
-
-
-def _read_chunk(path: Path, dim: int, mapped: bool) -> np.ndarray:
-    features = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    if features.ndim != 2 or features.shape[1] != dim or features.dtype != np.float32:
-        raise InputError(
-            f"{path}: expected float32 features [N, {dim}], found {features.dtype} {features.shape}; delete it"
-        )
-    return features
 
 
 def save(sets: Mapping[str, FeatureSet], path: str | Path) -> None:
@@ -239,12 +257,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str | Path) -> dict[str,
             )
         if not np.isfinite(features).all():
             raise InputError(f"{path}: '{name}/features' holds NaN or infinity; extract the features again")
-        # Several processes read the same file: the first one holds its rows.
-        own = distributed.rank() == 0
-        sets[name] = FeatureSet(
-            len(features), features.shape[1], [features] if own else [], [0] if own else [],
-            {**tags, "source": str(path)}, labels,
-        )  # fmt: skip
+        sets[name] = FeatureSet.of(features, {**tags, "source": str(path)}, labels)
     if not sets:
         raise InputError(
             f"{path}: no entry 'DETECTOR/features', found {sorted(arrays)}; write it with `metrics features`"

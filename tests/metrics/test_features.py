@@ -154,3 +154,11 @@ def test_broken_feature_files_are_refused(tmp_path: Path, arrays: dict[str, np.n
 def test_features_given_directly_are_gathered_unchanged() -> None:
     x = np.random.default_rng(0).standard_normal((33, 2)).astype(np.float32)
     np.testing.assert_array_equal(FeatureSet.of(x, {}).gather(), x)
+
+
+def test_a_damaged_chunk_is_named_rather_than_served(tmp_path: Path) -> None:
+    found = extract(ImageList(12), {"mean": MeanColour()}, tmp_path)["mean"]
+    chunk = sorted(tmp_path.rglob("*.npy"))[0]
+    chunk.write_bytes(chunk.read_bytes()[:90])
+    with pytest.raises(InputError, match=r"chunk-000000\.npy: kept features are gone or broken"):
+        found.statistics()
