@@ -1,6 +1,7 @@
 """torchrun: set-up and rank helpers. Alone in the world, every call is a no-op."""
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from metrics.files import InputError
 
+# Processes share out shards, so one may wait long for another; torchrun ends a group of which one has died.
+PATIENCE = timedelta(days=1)
+
 
 def init() -> None:
     """Join the process group that torchrun's environment describes: nccl on CUDA, gloo on the CPU."""
@@ -17,9 +21,9 @@ def init() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
 
 
 def rank() -> int:

@@ -169,7 +169,10 @@ def _read_torchscript(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]
     check_opcodes(stream, str(path))
     stream.seek(0)
     tree = run_unpickler(_TorchScriptUnpickler(stream, archive, main.removesuffix("data.pkl"), str(path)))
-    return dict(_tensors(tree, "", set(), path))
+    found = dict(_tensors(tree, "", set(), path))
+    if not found:
+        raise InputError(f"{path}: a TorchScript archive that holds no tensors")
+    return found
 
 
 def _tensors(module: Any, prefix: str, seen: set[int], path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -58,7 +58,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path: Path) -> Non
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
