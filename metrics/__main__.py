@@ -15,6 +15,7 @@ from metrics import distributed, references
 from metrics import evaluate as api
 from metrics import features as feature_files
 from metrics.files import InputError, write_json, write_text
+from metrics.measure import METRICS, Options
 from metrics.report import Report
 
 
@@ -91,7 +92,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("--ref", required=True, help="Statistics file, img512, img64, feature file, or images.")
-@click.option("--metrics", default="fd", callback=_split, show_default=True, help="Of: " + ", ".join(api.METRICS))
+@click.option("--metrics", default="fd", callback=_split, show_default=True, help="Of: " + ", ".join(METRICS))
 @click.option("--blocks", default=1, show_default=True, help="Also measure this many disjoint runs of images.")
 @click.option("--error-blocks", default=0, show_default=True, help="Jackknife blocks for the error of fd; 0 for none.")
 @click.option("--kid-subsets", default=100, show_default=True)
@@ -105,7 +106,7 @@ def evaluate(images: tuple[str, ...], ref: str, json_path: Path | None, csv_path
     extractor = _extractor(given)
     num, seed = given.pop("num"), given.pop("seed")
     given["num_blocks"] = given.pop("blocks")
-    _output(api.evaluate(extractor, images, ref, api.Options(**given), num, seed), json_path, csv_path)
+    _output(api.evaluate(extractor, images, ref, Options(**given), num, seed), json_path, csv_path)
 
 
 @cli.command()

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from metrics import detectors, features, references
-from metrics.evaluate import Evaluator, Extractor, Options, compare, evaluate
+from metrics.evaluate import Evaluator, Extractor, compare, evaluate
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.frechet import frechet_distance, frechet_with_error
 from metrics.kernel import kernel_distance
+from metrics.measure import Options
 from metrics.neighbours import neighbour_metrics
 from metrics.statistics import from_features
 
