@@ -85,6 +85,7 @@ def generate_command(
     from repro import generate
 
     distributed.init()
+    members = studies.parse_seeds(seeds)
     steps_range = None if interval is None else studies.parse_seeds(interval)
     configuration = generate.Configuration(
         main=main_network,
@@ -94,7 +95,7 @@ def generate_command(
         sampler=studies.Sampler(num_steps=steps, batch_size=batch_size),
     )
     pair = generate.load_pair(configuration, distributed.device())
-    paths = generate.generate(pair, studies.parse_seeds(seeds), out, "sampling")
+    paths = generate.generate(pair, members, out, "sampling")
     if distributed.rank() == 0:
         _, images = generate.read_shard(paths[0], limit=64)
         generate.image_grid(list(images), columns=8).save(out / "grid.png")

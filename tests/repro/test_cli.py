@@ -1,0 +1,105 @@
+"""The command line: what users type, and what they see when it is wrong."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repro import __main__ as command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, code: int = 0) -> None:
+    """Call the entry point as the console script does, and expect its exit code."""
+    sys.argv = ["repro", *arguments]
+    if code == 0:
+        command_line.main()
+        return
+    with pytest.raises(SystemExit) as caught:
+        command_line.main()
+    assert caught.value.code == code
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["repro"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study", "show", "defualt"], "did you mean 'default'"),
+        (["stage", "tea", "x"], "unknown stage 'tea'"),
+        (["generate", "--main", "none.pkl", "--out", "x"], "none.pkl: no such network file"),
+        (["generate", "--main", "a.pkl", "--seeds", "5-3", "--out", "x"], "5-3"),
+        (["reconstruct", "snapshot.pkl", "--ema", "0.1", "--out", "x"], "RUN-KIMG-STD"),
+        (["generate", "--out", "x"], "Missing option '--main'"),
+        (["brew"], "No such command 'brew'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = [str(tmp_path / "x") if a == "x" and arguments[0] != "stage" else a for a in arguments]
+    run(*arguments, code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_active_study_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    run("study", "list")
+    assert "* default" in capsys.readouterr().out
+
+
+def test_a_quick_look_makes_a_shard_and_a_grid(golden: Path, tmp_path: Path) -> None:
+    networks = ["--main", str(golden / "main.pkl"), "--guide", str(golden / "guide.pkl"), "--guidance", "2"]
+    run("generate", *networks, "--seeds", "0-3", "--steps", "2", "--batch-size", "4", "--out", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"000000-000003.zip", "grid.png"}
+
+
+def test_reconstruction_from_published_snapshots_writes_a_network(golden: Path, tmp_path: Path) -> None:
+    snapshots = [str(path) for path in sorted((golden / "raw-snapshots").glob("*.pkl"))]
+    run("reconstruct", *snapshots, "--ema", "0.075", "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-0000098-0.075.safetensors"]
+
+
+def test_the_doctor_finds_a_machine_without_network_healthy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    sys.argv = ["repro", "doctor"]
+    with pytest.raises(SystemExit) as caught:
+        command_line.main()
+    output = capsys.readouterr().out
+    assert caught.value.code == 0, output
+    assert "ok   golden sample on cpu" in output
+    assert "github.com is out of reach (no route)" in output
+
+
+def test_both_packages_import_without_dvc_and_pooch() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['dvc'] = sys.modules['pooch'] = None\n"
+        "import repro.generate, repro.training, repro.sampler, repro.stages\n"
+        "import metrics.evaluate, metrics.detectors\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_metrics_never_imports_repro() -> None:
+    code = (
+        "import sys, pkgutil, importlib, metrics\n"
+        "for m in pkgutil.walk_packages(metrics.__path__, 'metrics.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'repro']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
