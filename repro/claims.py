@@ -49,23 +49,26 @@ def judge(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
     for key in study.toy:
         found = summary[summary["id"] == key]
         rows += [_row(claim, claim.metric, found) for claim in TOY]
-    for data, claims in image_claims(study).items():
-        ids = [key for key, item in study.generate.items() if item.data == data]
-        found = summary[summary["id"].isin(ids)]
-        for claim in claims:
-            wanted = FD_NAMES.values() if claim.metric == "fd" else [claim.metric]
-            rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
+    for pair, claim in image_claims(study):
+        found = summary[summary["configuration"].isin(pair)]
+        wanted = FD_NAMES.values() if claim.metric == "fd" else [claim.metric]
+        rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def image_claims(study: Study) -> dict[str, list[Claim]]:
-    """Data id -> the claims that its methods allow: both there, and once (published values judge several pairs)."""
-    found = {}
-    for data in dict.fromkeys(item.data for item in study.generate.values()):
-        methods = [item.method for item in study.generate.values() if item.data == data]
-        claims = [c for c in IMAGES if methods.count(c.method) == 1 and methods.count(c.against) == 1]
-        if claims:
-            found[data] = claims
+def image_claims(study: Study) -> list[tuple[list[str], Claim]]:
+    """The two configurations that a claim compares, for every claim: they share the main network, and it has no
+    others of their methods (where weights and EMA lengths were optimised apart, published values judge)."""
+    groups: dict[str, list[str]] = {}
+    for key, item in study.generate.items():
+        groups.setdefault(item.main, []).append(key)
+    found = []
+    for keys in groups.values():
+        methods = [study.generate[key].method for key in keys]
+        for claim in IMAGES:
+            if methods.count(claim.method) == 1 and methods.count(claim.against) == 1:
+                pair = [keys[methods.index(claim.method)], keys[methods.index(claim.against)]]
+                found.append((pair, claim))
     return found
 
 

@@ -71,6 +71,7 @@ def save(draw: Callable[[], Figure], stem: Path, data: pd.DataFrame | None = Non
         for suffix, metadata in (("png", None), ("svg", {"Date": None})):
             with atomic_write(stem.with_suffix(f".{suffix}")) as temporary:
                 figure.savefig(temporary, format=suffix, metadata=metadata, facecolor="white")
+            figure.set_layout_engine("none")  # laid out once, the same in both
     if data is not None:
         with atomic_write(stem.with_suffix(".csv")) as temporary:
             data.to_csv(temporary, index=False)

@@ -86,7 +86,8 @@ def _draw_samples(data: str, previews: list[Preview], folder: Path) -> list[Figu
     chosen = [p for p in previews if p.method in HEADLINE_METHODS]
     if not chosen:
         return []
-    images, seeds = {p.method: p.images for p in chosen}, chosen[0].seeds
+    images = {p.method: p.images for p in reversed(chosen)}  # the first of each method
+    images, seeds = {p.method: images[p.method] for p in chosen}, chosen[0].seeds
     labels = chosen[0].labels if len(chosen[0].labels) else seeds  # unconditional: a row per seed
     draw = partial(figures.draw_samples, images, labels, seeds)
     name = f"{data}-samples"

@@ -84,12 +84,14 @@ def claims_view(rows: pd.DataFrame) -> View:
     """Claims of the paper, what was measured, and the verdict (columns of `claims.COLUMNS`)."""
     columns = [Column(name, numeric=False) for name in ("claim", "verdict", "metric")]
     columns += [Column(name) for name in ("its value", "against", "difference")]
+    repeated = rows.groupby(["claim", "metric"]).size()
     lines = []
     for row in rows.to_dict("records"):
         decimals = metric(row["metric"]).decimals
         values = [_number_cell(row[name], decimals) for name in ("value", "against_value", "difference")]
         verdict = Cell(row["verdict"], note=text_of(row["reason"]), mood=MOODS.get(row["verdict"], ""))
-        lines.append([Cell(row["claim"]), verdict, Cell(metric(row["metric"]).label), *values])
+        claim = row["claim"] + (f" ({row['configuration']})" if repeated[row["claim"], row["metric"]] > 1 else "")
+        lines.append([Cell(claim), verdict, Cell(metric(row["metric"]).label), *values])
     return View(columns, lines)
 
 
