@@ -34,7 +34,7 @@ def run_toy(study: Study, key: str) -> None:
     settings = build(toy.ToySettings, study.toy[key], f"toy.{key}")
     folder = study.out / "results" / key
     with folder_lock(folder):
-        toy.run(settings, folder)
+        toy.run(settings, folder, study.study)
 
 
 def run_data(study: Study, key: str) -> None:
