@@ -1,13 +1,15 @@
 """Detectors: what turns images into the features that distances are measured in, and their registry."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from metrics.files import InputError
+from metrics.detectors import dinov2, inception
+from metrics.files import InputError, one_line
 
 
 class Detector(Protocol):
@@ -50,8 +52,17 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
         options: of the detector, such as resize.
 
     Raises:
-        InputError: unknown name, or weights that are missing or do not fit.
+        InputError: unknown name or device, or weights that are missing or do not fit.
     """
     if name not in _factories:
         raise InputError(f"unknown detector '{name}', expected one of {', '.join(names())}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise InputError(f"device '{device}' cannot be used ({one_line(err)}); try cpu") from err
     return _factories[name](weights=weights, device=device, **options)
+
+
+register("inception", inception.load)
+for _name in dinov2.HEADS:
+    register(_name, partial(dinov2.load, _name))

@@ -1,0 +1,191 @@
+"""DINOv2 (Oquab et al. 2023, arXiv:2304.07193): the class token of a ViT/14 as features, as FD_DINOv2 has them.
+
+Images are squashed to 224 x 224 bicubically with antialiasing, either as floats that are neither rounded nor clamped
+(`torch`, which the EDM2 and autoguidance papers used) or by PIL on 8-bit pixels (`pil`), and the positional embedding
+of the 37 x 37 training grid is interpolated to 16 x 16.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metrics.detectors import weights as sources
+from metrics.detectors.precision import check_images, full_precision
+from metrics.files import InputError, load_state_dict
+
+SIZE = 224
+PATCH = 14
+GRID = SIZE // PATCH
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+NORM_EPS = 1e-6
+INTERPOLATE_OFFSET = 0.1
+"""Added to the target size before the scale of the positional embedding is computed, as the released models do."""
+RESIZES = ("torch", "pil")
+HEADS = {"dinov2": 16, "dinov2-b": 12, "dinov2-s": 6}
+"""Registered names and their attention heads: ViT-L/14 (1,024 features), ViT-B/14 (768), ViT-S/14 (384)."""
+UNUSED = ("mask_token",)
+
+
+class DINOv2:
+    """A DINOv2 vision transformer, uint8 [N, 3, H, W] of any size -> class tokens [N, width].
+
+    Args:
+        state_dict: the released names (`cls_token`, `blocks.0.attn.qkv.weight`, ...); width and depth are read off it.
+        num_heads: attention heads; None: width // 64.
+        resize: `torch` or `pil`, see the module.
+        device: where it runs.
+        dtype: of all arithmetic, the resize included (but PIL's); float64 is for reference values.
+        name: what the tags call it.
+
+    Raises:
+        InputError: tensors that are missing or of another shape, heads that do not divide the width, unknown resize.
+    """
+
+    def __init__(
+        self,
+        state_dict: Mapping[str, Tensor],
+        num_heads: int | None = None,
+        resize: str = "torch",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        name: str = "dinov2",
+    ) -> None:
+        if resize not in RESIZES:
+            raise InputError(f"resize '{resize}' of detector '{name}' is unknown, expected one of {', '.join(RESIZES)}")
+        state = {key: value for key, value in state_dict.items() if key not in UNUSED}
+        self.depth = _check_state(state, name)
+        self.name, self.dim, self.resize = name, state["cls_token"].shape[-1], resize
+        self.num_heads = num_heads or self.dim // 64
+        if self.num_heads < 1 or self.dim % self.num_heads:
+            raise InputError(f"{self.num_heads} heads do not divide {name}'s width {self.dim}; give num_heads")
+        self.device, self.dtype = torch.device(device), dtype
+        self.parameters = {key: value.to(self.device, dtype) for key, value in state.items()}
+        self.tags: Mapping[str, Any] = {
+            "detector": name,
+            "weights_sha256": sources.digest(state),
+            "resize": resize,
+            "dtype": str(dtype).removeprefix("torch."),
+            "tf32": "off",
+        }
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Class tokens after the final norm; raises InputError for anything but uint8 [N, 3, H, W]."""
+        check_images(self.name, images)
+        with full_precision():
+            x = self._resized(images) / 255
+            mean, std = (torch.tensor(v, dtype=self.dtype, device=self.device)[:, None, None] for v in (MEAN, STD))
+            return self._tokens((x - mean) / std)[:, 0]
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images squashed to [N, 3, 224, 224], values 0 to 255."""
+        if self.resize == "pil":
+            return resize_pil(images, SIZE).to(self.device, self.dtype)
+        images = images.to(self.device, self.dtype)
+        if images.shape[2:] == (SIZE, SIZE):
+            return images
+        return F.interpolate(images, size=(SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Normalised tokens [N, 1 + 256, width] of normalised images [N, 3, 224, 224]."""
+        p = self.parameters
+        x = F.conv2d(x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=PATCH)
+        x = x.flatten(2).transpose(1, 2)  # [N, 256, width]
+        x = torch.cat([p["cls_token"].expand(len(x), -1, -1), x], dim=1) + self._positions
+        for i in range(self.depth):
+            block = f"blocks.{i}"
+            x = x + self._attention(self._norm(x, f"{block}.norm1"), f"{block}.attn") * p[f"{block}.ls1.gamma"]
+            x = x + self._mlp(self._norm(x, f"{block}.norm2"), f"{block}.mlp") * p[f"{block}.ls2.gamma"]
+        return self._norm(x, "norm")
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        """Positional embedding [1, 1 + 256, width]: the class token's as it is, the grid's interpolated."""
+        embedding = self.parameters["pos_embed"]
+        grid = embedding[:, 1:]
+        side = round(grid.shape[1] ** 0.5)
+        grid = grid.reshape(1, side, side, self.dim).permute(0, 3, 1, 2)
+        scale = (GRID + INTERPOLATE_OFFSET) / side
+        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+        return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        p = self.parameters
+        return F.layer_norm(x, (self.dim,), p[f"{name}.weight"], p[f"{name}.bias"], NORM_EPS)
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
+
+    def _attention(self, x: Tensor, name: str) -> Tensor:
+        qkv = self._linear(x, f"{name}.qkv").unflatten(2, (3, self.num_heads, -1))  # [N, T, 3, heads, channels]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, channels]
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self._linear(x.transpose(1, 2).flatten(2), f"{name}.proj")
+
+    def _mlp(self, x: Tensor, name: str) -> Tensor:
+        return self._linear(F.gelu(self._linear(x, f"{name}.fc1")), f"{name}.fc2")
+
+
+def resize_pil(images: Tensor, size: int) -> Tensor:
+    """PIL's bicubic resize of uint8 [N, 3, H, W] to [N, 3, size, size] uint8."""
+    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+    resized = [
+        np.array(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BICUBIC)) for image in pixels
+    ]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+
+
+def _check_state(state: Mapping[str, Tensor], name: str) -> int:
+    """Number of blocks; raises InputError when a tensor is missing, superfluous, of another shape or not finite."""
+    depth = 1 + max((int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1)
+    embedding, patches = state.get("cls_token"), state.get("pos_embed")
+    if not depth or embedding is None or patches is None or embedding.ndim != 3 or patches.ndim != 3:
+        raise InputError(f"these are no {name} weights: expected cls_token, pos_embed, blocks.0.norm1.weight, ...")
+    width = embedding.shape[2]
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + round((patches.shape[1] - 1) ** 0.5) ** 2, width),
+        "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    hidden = 4 * width
+    for i in range(depth):
+        layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+        layers |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+        vectors = {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"}
+        shapes |= {f"blocks.{i}.{key}": (width,) for key in vectors}
+        shapes |= {f"blocks.{i}.{key}.weight": shape for key, shape in layers.items()}
+        shapes |= {f"blocks.{i}.{key}.bias": shape[:1] for key, shape in layers.items()}
+    stray = sorted(set(state) ^ set(shapes))
+    if stray:
+        verb = "lack" if stray[0] in shapes else "hold the unknown"
+        raise InputError(f"{name} weights {verb} '{stray[0]}'; expected the released DINOv2 without registers")
+    for key, shape in shapes.items():
+        if tuple(state[key].shape) != shape:
+            raise InputError(f"{name} weights: '{key}' is {list(state[key].shape)}, expected {list(shape)}")
+        if not bool(torch.isfinite(state[key]).all()):
+            raise InputError(f"{name} weights hold NaN or infinity in '{key}'; download them again")
+    return depth
+
+
+def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu", **options: Any) -> DINOv2:
+    """The network `name` of HEADS with the weights at `weights`, else those found here, else downloaded.
+
+    The number of heads is that of the name unless `num_heads` says otherwise.
+    """
+    path = sources.find(name, weights)
+    try:
+        return DINOv2(load_state_dict(path), device=device, name=name, **({"num_heads": HEADS[name]} | options))
+    except InputError as err:
+        raise err if str(path) in str(err) else InputError(f"{path}: {err}") from err

