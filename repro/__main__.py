@@ -135,6 +135,23 @@ def report_command(publish: bool) -> None:
     click.echo(f"report: {folder / 'report.html'}")
 
 
+@cli.command("verify")
+@click.option("--strict", is_flag=True, help="Exit code 1 if a claim that was tested does not hold.")
+def verify_command(strict: bool) -> None:
+    """Judge the paper's claims on what is measured; writes out/<study>/verdicts.csv."""
+    from metrics.files import atomic_write
+    from repro import claims, measures
+
+    study = studies.load()
+    verdicts = claims.judge(study, measures.summarise(study, measures.read(study)))
+    with atomic_write(study.out / "verdicts.csv") as temporary:
+        verdicts.to_csv(temporary, index=False)
+    for row in verdicts.to_dict("records"):
+        click.echo(f"{row['verdict']:18} {row['claim']}")
+    if strict and (verdicts["verdict"] == claims.FAILS).any():
+        sys.exit(1)
+
+
 @cli.command("summary")
 def summary_command() -> None:
     """Print the active study's tables and where its figures are."""
