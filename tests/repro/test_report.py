@@ -1,5 +1,6 @@
 """The report: tables, figures and page from a results tree made here, whole and half run."""
 
+import dataclasses
 import io
 import json
 import re
@@ -21,8 +22,8 @@ from sklearn.datasets import load_digits
 
 import repro.study as studies
 from metrics.files import InputError
-from repro import claims, comparison, measures, views
-from repro.gallery import draw_figures, read_previews
+from repro import claims, comparison, figures, measures, views
+from repro.gallery import curve_families, draw_figures, read_previews
 from repro.report import BEGIN, END, publish, readme_block, report, summary
 from repro.tables import claims_view, configurations_view
 
@@ -427,8 +428,6 @@ def test_text_is_escaped_for_latex():
 
 
 def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monkeypatch):
-    import repro.figures as figures
-
     drawn = []
     monkeypatch.setattr(figures, "save", lambda draw, stem, data=None: drawn.append((stem.name, draw)))
     found = measures.read(default)
@@ -443,6 +442,31 @@ def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monke
     with matplotlib.rc_context(figures.STYLE):
         for name, draw in drawn:
             check_figure(name, draw())
+
+
+def test_guides_of_one_method_part_into_the_papers_figures_3a_and_3b(default):
+    base = dataclasses.replace(default.sweeps["digits-sweep-autoguidance"], guide="xs-0134217-0.125.safetensors")
+    guides = {"t16": base.guide, "t32": "xs-0067108-0.125.safetensors", "xxs": "xxs-0134217-0.125.safetensors"}
+    sweeps = {key: dataclasses.replace(base, guide=guide) for key, guide in guides.items()}
+    sweeps["cfg"] = dataclasses.replace(base, method="cfg")
+    families = {f.name: f.labels for f in curve_families(dataclasses.replace(default, sweeps=sweeps), list(sweeps))}
+    assert families == {
+        "sensitivity-guidance": {"t16": "autoguidance", "cfg": "cfg"},
+        "sensitivity-training": {"t16": "134.2 M images", "t32": "67.11 M images"},
+        "sensitivity-capacity": {"t16": "xs", "xxs": "xxs"},
+    }
+
+
+def test_fid_and_fd_dinov2_of_a_configuration_make_a_point():
+    rows = [("a", "cfg", "fid", 2.2), ("a", "cfg", "fd_dinov2", 52.0), ("b", "autoguidance", "fid", 1.3)]
+    rows += [("b", "autoguidance", "fd_dinov2", 36.0), ("c", "cfg", "fid", 9.0)]
+    with matplotlib.rc_context(figures.STYLE):
+        figure = figures.draw_scatter(
+            pd.DataFrame(rows, columns=["configuration", "method", "metric", "min"]), "fid", "fd_dinov2"
+        )
+        check_figure("scatter", figure)
+    points = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
+    assert points == [([2.2], [52.0]), ([1.3], [36.0])]
 
 
 def check_figure(name, figure):
