@@ -1,9 +1,9 @@
 """From images or features to measured values: what the command line, pipelines and training loops call.
 
-    report = evaluate(Extractor(["inception"]), "samples/", "img512")     # files
-    evaluator = Evaluator("img512")                                       # inside a training loop
-    evaluator.add(batch)                                                  # uint8 [N, 3, H, W], any number of times
-    values = {m.metric: m.value for m in evaluator.result()}
+report = evaluate(Extractor(["inception"]), "samples/", "img512")     # files
+evaluator = Evaluator("img512")                                       # inside a training loop
+evaluator.add(batch)                                                  # uint8 [N, 3, H, W], any number of times
+values = {m.metric: m.value for m in evaluator.result()}
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,7 +8,6 @@ processes, on what was resumed or on what other detectors do.
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics import distributed
+from metrics import distributed, downloads
 from metrics.detectors import Detector
 from metrics.files import InputError, atomic_write, load_npz
 from metrics.statistics import Moments, Statistics, Tag
@@ -119,7 +118,7 @@ class FeatureSet:
 
 def default_cache() -> Path:
     """Where features are kept unless told otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "autoguidance-repro" / "features"
+    return downloads.cache_root() / "features"
 
 
 def extract(

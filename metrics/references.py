@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metrics import features, statistics
+from metrics import downloads, features, statistics
 from metrics.features import FeatureSet
 from metrics.files import NUMPY_GLOBALS, InputError, atomic_write, load_npz, load_pickle, sha256_file
 from metrics.statistics import Statistics
@@ -151,4 +151,6 @@ def _foreign(
 
 def fetch(name: str) -> Path:
     """Path of a registered reference file, downloaded at first use."""
-    raise NotImplementedError
+    published, folder = REGISTRY[name], downloads.cache_root() / "references"
+    remedy = f"download it elsewhere and give its path instead of {name}"
+    return downloads.fetch(f"{name}.pkl", (published.url,), folder, published.sha256, remedy)

@@ -85,18 +85,17 @@ class Report:
 
 
 def environment(device: str | None = None) -> dict[str, str]:
-    """Versions, device and the state of TF32, as text."""
+    """Versions, device and kind of arithmetic, as text."""
     used = torch.device(device) if device else distributed.device()
     hardware = torch.cuda.get_device_name(used) if used.type == "cuda" else platform.processor() or platform.machine()
     try:
         own = version("autoguidance-repro")
     except PackageNotFoundError:
         own = "source tree"
-    tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
     return {
         "device": f"{used.type} ({hardware})",
         "processes": str(distributed.world_size()),
-        "tf32": "on" if tf32 and used.type == "cuda" else "off",
+        "tf32": "off",  # every detector sees to it
         "versions": f"autoguidance-repro {own}, python {platform.python_version()}, torch {torch.__version__}, "
         f"numpy {np.__version__}",
     }

@@ -115,3 +115,27 @@ def test_missing_reference_lists_the_registered_names() -> None:
 
 def test_registered_addresses_are_the_published_ones() -> None:
     assert references.REGISTRY["img512"].url == "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/img512.pkl"
+
+
+def test_registered_names_are_downloaded_once_and_their_digest_is_enforced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mu, sigma = moments(8)
+    content = pickle.dumps({"num_images": 9, "fid": {"mu": mu, "sigma": sigma}})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = tmp_path / "autoguidance-repro" / "references" / "img64.pkl"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(content)
+    found = references.load("img64")
+    assert found is not None
+    np.testing.assert_array_equal(found.require("inception").mu, mu)
+    kept.write_bytes(content + b"tampered")
+    with pytest.raises(InputError, match=r"img64\.pkl: sha256"):
+        references.load("img64")
+
+
+def test_a_name_out_of_reach_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(references.REGISTRY, "img64", references.Published("http://127.0.0.1:9/img64.pkl"))
+    with pytest.raises(InputError, match=r"cannot be downloaded.*give its path instead of img64"):
+        references.load("img64")
