@@ -20,12 +20,12 @@ from metrics import detectors as registry
 from metrics import distributed, features, images, references
 from metrics.detectors import Detector
 from metrics.features import FeatureSet, Part
-from metrics.files import InputError
+from metrics.files import InputError, sha256_file
 from metrics.frechet import Gaussian, frechet_distance, paired_difference
 from metrics.measure import Options, cautions, check_reference, fd_name, measure
 from metrics.references import Reference
 from metrics.report import Measurement, Report, environment
-from metrics.statistics import ESSENTIAL
+from metrics.statistics import ESSENTIAL, check_tags
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,13 @@ class Extractor:
 
         num, seed: take `num` images, at random when a seed is given, else the first in sorted order.
         """
-        paths = [str(source)] if isinstance(source, str | Path) else list(source)
-        if len(paths) == 1 and any(key.endswith("/features") for key in references.npz_keys(Path(paths[0]))):
+        paths = _paths(source)
+        if _is_feature_file(paths):
             if num is not None:
                 raise InputError(f"{paths[0]}: a subset is chosen when features are extracted, not from a feature file")
-            found = references.load(paths[0])
-            assert found is not None
-            self._require(found.features, paths[0])
-            return Measured(found.source, found.digest, {name: found.features[name] for name in self.names})
+            sets = features.load(paths[0])
+            self._require(sets, paths[0])
+            return Measured(paths[0], sha256_file(paths[0]), {name: sets[name] for name in self.names})
         opened = images.open_images(paths[0] if len(paths) == 1 else paths, skip_bad=self.skip_bad)
         if num is not None:
             opened = opened.subset(num, seed)
@@ -92,14 +91,20 @@ class Extractor:
 
     def reference(self, source: str | Path | Sequence[str]) -> Reference:
         """A reference from a statistics file, a registered name, a feature file, or images."""
-        single = source if isinstance(source, str | Path) else source[0] if len(source) == 1 else None
-        found = None if single is None else references.load(single)
+        paths = _paths(source)
+        found = references.load(paths[0]) if len(paths) == 1 else None
         if found is None:
             measured = self.read(source)
             found = Reference.of(measured.source, measured.digest, measured.sets, measured.warnings)
         for name in self.names:
             found.require(name)
         return found
+
+    def check_settings(self, source: str | Path | Sequence[str], reference: Reference) -> None:
+        """Refuse a reference made otherwise than these detectors work, before images are read."""
+        if not _is_feature_file(_paths(source)):
+            for name, detector in self.detectors.items():
+                check_tags({**detector.tags, "source": "the images"}, reference.require(name).tags)
 
     def _require(self, sets: Mapping[str, FeatureSet], path: str) -> None:
         for name in self.names:
@@ -108,6 +113,14 @@ class Extractor:
                     f"{path}: has no features of detector '{name}', only of {sorted(sets)}; "
                     "choose one of those or extract again with `metrics features`"
                 )
+
+
+def _paths(source: str | Path | Sequence[str]) -> list[str]:
+    return [str(source)] if isinstance(source, str | Path) else list(source)
+
+
+def _is_feature_file(paths: Sequence[str]) -> bool:
+    return len(paths) == 1 and any(key.endswith("/features") for key in references.npz_keys(Path(paths[0])))
 
 
 def evaluate(
@@ -125,6 +138,7 @@ def evaluate(
     options = options or Options()
     target = reference if isinstance(reference, Reference) else extractor.reference(reference)
     check_reference(target, extractor.names, options)
+    extractor.check_settings(source, target)
     measured = extractor.read(source, num, seed)
     found: list[Measurement] = []
     warnings = [*target.warnings, *measured.warnings]
@@ -150,6 +164,8 @@ def compare(
     if num_blocks < 2:
         raise InputError(f"the jackknife needs at least 2 blocks, found {num_blocks}")
     target = reference if isinstance(reference, Reference) else extractor.reference(reference)
+    for source in (first, second):
+        extractor.check_settings(source, target)
     a, b = extractor.read(first), extractor.read(second)
     found: list[Measurement] = []
     warnings = [*target.warnings, *a.warnings, *b.warnings]
