@@ -83,6 +83,8 @@ def _with_pil(data: bytes, use: Callable[[PIL.Image.Image], Any]) -> Any:
                 return use(image)
     except InputError:
         raise
+    except PIL.Image.DecompressionBombError:
+        raise InputError(f"is larger than {MAX_PIXELS} pixels") from None
     except PIL.UnidentifiedImageError:
         raise InputError("is no PNG, JPEG, WebP or npy, or its header is broken") from None
     except Exception as err:  # Pillow's decoders raise nearly anything on broken data
@@ -91,7 +93,7 @@ def _with_pil(data: bytes, use: Callable[[PIL.Image.Image], Any]) -> Any:
 
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise InputError(f"is {width} x {height}, expected 1 to {MAX_PIXELS} pixels")
+        raise InputError(f"is {width} x {height}, empty or larger than {MAX_PIXELS} pixels")
 
 
 @dataclass(frozen=True)
@@ -345,7 +347,7 @@ def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: 
     loader: Any = DataLoader(
         reader,  # type: ignore[arg-type]
         batch_sampler=shares,  # type: ignore[arg-type]
-        num_workers=min(workers, len(shares)),
+        num_workers=min(workers, len(shares)) if len(shares) > 1 else 0,
         collate_fn=_unchanged,
         generator=torch.Generator(),  # leaves the global one alone, which a training loop may depend on
     )

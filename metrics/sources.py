@@ -145,7 +145,8 @@ def _images(names: Iterable[str]) -> tuple[list[str], int]:
 
 def _check_name(path: Path, name: str) -> None:
     parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[:1] or "\0" in name:
+    drive = any(part.endswith(":") for part in parts.parts[:1])
+    if drive or parts.is_absolute() or ".." in parts.parts or "\0" in name:
         raise InputError(f"{path}: entry '{name}' points outside the archive; make the archive again")
 
 
