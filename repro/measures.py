@@ -9,12 +9,20 @@ import pandas as pd
 
 from metrics.files import InputError
 from repro.evaluate import FD_NAMES
+from repro.snapshots import parse_name
 from repro.study import Generate, Study
 
 MEASURES = "measures.csv"
 NEIGHBOUR_METRICS = {"precision_recall": ("precision", "recall"), "density_coverage": ("density", "coverage")}
 TOY_METHODS = ("true", "unguided", "cfg", "autoguidance", "truncation")
-TOY_METRICS = ("outliers", "log_density", "component_jsd", "sliced_wasserstein")
+TOY_METRICS = (
+    "outliers",
+    "log_density",
+    "log_density_median",
+    "component_jsd",
+    "branch_jsd",
+    "sliced_wasserstein",
+)
 METHOD_LABELS = {"true": "true samples", "unguided": "no guidance", "cfg": "CFG", "interval": "CFG + interval"}
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
 ORIGIN = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256", "device", "versions"]
@@ -51,7 +59,9 @@ METRICS = {
     "coverage": Metric("coverage", "coverage", 1),
     "outliers": Metric("outliers", "outliers", -1, 4),
     "log_density": Metric("log-density", "log-density", 0),
+    "log_density_median": Metric("median log-density", "median log-density", 0),
     "component_jsd": Metric("component JSD", "component JSD", -1, 4),
+    "branch_jsd": Metric("branch JSD", "branch JSD", -1, 4),
     "sliced_wasserstein": Metric("sliced Wasserstein", "sliced Wasserstein", -1, 4),
 }
 
@@ -195,12 +205,16 @@ def image_metrics(study: Study) -> list[str]:
 
 def _settings(item: Generate) -> dict[str, object]:
     interval = None if item.interval is None else "{}-{}".format(*item.interval)
-    return {"guidance": item.guidance, "interval": interval, "main": Path(item.main).name}
+    settings: dict[str, object] = {"guidance": item.guidance, "interval": interval, "main": Path(item.main).name}
+    for role, path in {"main_ema": item.main, "guide_ema": item.guide if item.guidance != 1 else ""}.items():
+        name = parse_name(Path(path).name)
+        settings[role] = None if name is None else name.ema_std
+    return settings
 
 
 def _reason(study: Study, key: str) -> str:
     path = result_folder(study, key) / MEASURES
-    return "not measured" if path.exists() else f"not run ({path} is not there)"
+    return "not measured" if path.exists() else "not run"
 
 
 def curves(measures: pd.DataFrame) -> pd.DataFrame:

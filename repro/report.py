@@ -63,7 +63,7 @@ def study_tables(study: Study) -> list[Table]:
                 "2D example",
                 "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of "
                 "samples outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of "
-                "component assignment.",
+                "the assignment to components, or to branches.",
                 tables.configurations_view,
             )
         )

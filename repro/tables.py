@@ -126,7 +126,7 @@ def value_cell(row: Any, name: str, best: bool = False) -> Cell:
         return Cell("–", note="not measured")
     mean, why = row["mean"], text_of(row["reason"])
     if pd.isna(mean):
-        return Cell(why.split(" (")[0] or "not measured", note=why or "not measured")
+        return Cell(why or "not measured", note=why or "not measured")
     spread = row.get("spread")  # curves have none
     return Cell(measured(mean, spread, metric(name).decimals), float(mean), best, why)
 

@@ -82,7 +82,7 @@ class Browser:
         data = None if method != "POST" else json.dumps(body or {}).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(request, timeout=60) as answer:
+        with direct.open(request, timeout=240) as answer:
             return json.load(answer)["value"]
 
     def cdp(self, command: str, parameters: dict[str, Any] | None = None) -> Any:

@@ -40,11 +40,11 @@ DIGITS = {
     "reduced capacity only": (0.58, 0.79, 0.95, 0.86, 0.89),
 }
 TOY = {
-    "true": (0.012, -0.31, 0.004, 0.013),
-    "unguided": (0.123, -1.2, 0.011, 0.021),
-    "cfg": (0.159, -1.4, 0.326, 0.296),
-    "autoguidance": (0.084, -0.6, 0.073, 0.084),
-    "truncation": (0.001, 0.9, 0.191, 0.272),
+    "true": (0.010, 1.36, 1.45, 0.009, 0.001, 0.005),
+    "unguided": (0.094, 0.22, 1.48, 0.018, 0.005, 0.022),
+    "cfg": (0.157, -4.3, 0.93, 0.347, 0.302, 0.268),
+    "autoguidance": (0.058, -0.7, 1.62, 0.112, 0.064, 0.033),
+    "truncation": (0.0003, 2.53, 2.60, 0.299, 0.194, 0.204),
 }
 NAMES = ("fd_digits", "precision", "recall", "density", "coverage")
 HALF = ("digits-unguided", "digits-autoguidance", "digits-sweep-cfg")
@@ -250,7 +250,7 @@ def test_a_half_run_study_says_what_is_missing(half):
     rows = {row[0]: row for row in table_cells((folder / "digits.html").read_text())}
     assert rows["CFG"][-5:] == ["not run"] * 5
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", rows["autoguidance"][-5])
-    assert {cell for row in table_cells((folder / "toy.html").read_text()) for cell in row[-4:]} == {"not run"}
+    assert {cell for row in table_cells((folder / "toy.html").read_text()) for cell in row[-6:]} == {"not run"}
     judged = pd.read_csv(folder / "claims.csv").set_index("claim")
     assert judged.loc["Autoguidance lowers FD_digits", "verdict"] == "holds"
     assert judged.loc["Autoguidance beats CFG in FD_digits", "verdict"] == "not run"
@@ -339,7 +339,7 @@ def verdict_rows():
         facts | {"configuration": "imagenet512-s-fid", "metric": "fid", "mean": 2.58, "min": 2.55, "guidance": 1.0},
         facts | {"configuration": "imagenet512-s-fd", "metric": "fd_dinov2", "mean": 68.9, "min": 68.7},
         facts | {"configuration": "imagenet512-autog-fid", "metric": "fid", "mean": 1.37, "min": 1.35, "guidance": 2.1},
-        facts | {"configuration": "imagenet512-autog-fd", "metric": "fd_dinov2", "reason": "not run (no file)"},
+        facts | {"configuration": "imagenet512-autog-fd", "metric": "fd_dinov2", "reason": "not run"},
         facts | {"configuration": "imagenet512-autog-fd", "metric": "precision_inception", "mean": 0.7, "min": 0.7},
     ]
     unmeasured = {"mean": None, "min": None, "spread": None}
@@ -348,7 +348,7 @@ def verdict_rows():
         ("imagenet512-s-fid", "fid", 2.56, -0.01, "reproduced", None),
         ("imagenet512-s-fd", "fd_dinov2", 68.64, 0.06, "reproduced", None),
         ("imagenet512-autog-fid", "fid", 1.34, 0.01, "reproduced", None),
-        ("imagenet512-autog-fd", "fd_dinov2", 36.67, None, "not run", "not run (no file)"),
+        ("imagenet512-autog-fd", "fd_dinov2", 36.67, None, "not run", "not run"),
         ("rin", "fid", 1.23, None, "not possible from public files", "no public network"),
     ]
     columns = ["configuration", "metric", "published", "difference", "verdict", "reason"]
