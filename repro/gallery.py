@@ -99,7 +99,10 @@ def _draw_curves(study: Study, folder: Path, curves: pd.DataFrame) -> list[Figur
     drawn = []
     for family in curve_families(study, list(dict.fromkeys(curves["sweep"]))):
         points = curves[curves["sweep"].isin(family.labels)]
-        bands = "Bands: least to largest seed block." if points["blocks"].max() > 1 else "One seed block."
+        bands = "Bands: least to largest seed block."
+        if points["blocks"].max() == 1:
+            count = int(points["num_images"].max())
+            bands = f"One seed block of {count} images each: no spread is known, and methods may rank otherwise on others."
         drawn.append(Figure(family.name, family.title, f"{family.caption} {bands}"))
         draw = partial(figures.draw_curves, points, family.labels, family.xlabel)
         figures.save(draw, folder / family.name, points)
