@@ -102,7 +102,7 @@ def _draw_curves(study: Study, folder: Path, curves: pd.DataFrame) -> list[Figur
         bands = "Bands: least to largest seed block."
         if points["blocks"].max() == 1:
             count = int(points["num_images"].max())
-            bands = f"One seed block of {count} images each: no spread is known, and methods may rank otherwise on others."
+            bands = f"One seed block of {count} images each: the spread is unknown, other seeds may rank otherwise."
         drawn.append(Figure(family.name, family.title, f"{family.caption} {bands}"))
         draw = partial(figures.draw_curves, points, family.labels, family.xlabel)
         figures.save(draw, folder / family.name, points)
