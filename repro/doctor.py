@@ -56,9 +56,12 @@ def _devices() -> Iterator[Finding]:
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
         yield True, f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
-    yield None, (
-        f"TF32 now: matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}; "
-        "the VAE and the detectors switch both off"
+    yield (
+        None,
+        (
+            f"TF32 now: matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}; "
+            "the VAE and the detectors switch both off"
+        ),
     )
 
 

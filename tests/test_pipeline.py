@@ -93,6 +93,7 @@ class Project:
             "DVC_NO_ANALYTICS": "1",
         }
         self.dvc("init", "--no-scm", "-q")
+        shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
         self.write(miniature())
 
     def write(self, study: dict[str, Any]) -> None:
@@ -157,6 +158,7 @@ def test_it_runs_from_nothing_to_tables(undisturbed: Project) -> None:
     assert sorted(sweep.guide_ema.unique()) == [0.1, 0.15]
     assert (out / "report" / "report.html").stat().st_size > 1000
     assert "mini-autoguidance" in undisturbed.dvc("metrics", "show")
+    assert "file://" in undisturbed.dvc("plots", "show")
 
 
 def test_a_second_run_does_nothing(undisturbed: Project) -> None:

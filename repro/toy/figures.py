@@ -28,7 +28,8 @@ NUM_SHOWN = 8192  # samples in a panel of the overview
 # Okabe and Ito's colours keep apart under every common colour blindness.
 CLASS_A, CLASS_B = ("#FBE3B0", "#F0C060"), ("#E4E4E4", "#CCCCCC")  # outer and inner contour
 SAMPLES, UNGUIDED, GUIDED, DARK = "#0072B2", "#D55E00", "#0072B2", "#333333"
-STYLE: Any = {"font.size": 8, "axes.titlesize": 9, "svg.fonttype": "none", "svg.hashsalt": "toy", "figure.dpi": 100}
+WIDTH = 7.0  # inches, of the page it is printed on
+STYLE: Any = {"font.size": 7, "axes.titlesize": 7, "svg.fonttype": "none", "svg.hashsalt": "toy", "figure.dpi": 100}
 
 
 def draw_overview(both: Mixture, level: float, true: Tensor, samples: dict[str, tuple[Method, Tensor]]) -> Figure:
@@ -42,7 +43,7 @@ def draw_overview(both: Mixture, level: float, true: Tensor, samples: dict[str, 
     grid, x, y = _grid(OVERVIEW)
     fields = [(_on_grid(mixture.log_density(grid)), colours) for mixture, colours in classes]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.1 * len(panels), 2.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.15 * WIDTH / len(panels)), layout="constrained")
         axes = figure.subplots(1, len(panels))
         for ax, letter, (title, points) in zip(axes, "abcde", panels, strict=True):
             for field, colours in fields:
@@ -66,7 +67,7 @@ def draw_closeup(settings: ToySettings, mixture: Mixture, main: ToyNetwork, guid
     unguided_paths = trajectories(unguided, settings, starts, SIGMA_MID)
     letter = iter("abcdefgh")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 2.5 * len(guided)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.0 * len(guided)), layout="constrained")
         rows = figure.subplots(len(guided), 4, squeeze=False)
         for row, method in zip(rows, guided, strict=True):
             guide = method.guide
@@ -74,13 +75,15 @@ def draw_closeup(settings: ToySettings, mixture: Mixture, main: ToyNetwork, guid
             for ax, title, network in ((row[0], "Main model", main), (row[1], "Guide", guide)):
                 _draw_density(ax, network)
                 _draw_arrows(ax, starts, network.score(starts, SIGMA_MID))
-                _finish(ax, CLOSEUP, f"({next(letter)}) {title}: density, score")
+                _finish(ax, CLOSEUP, f"({next(letter)}) {title}: density")
             _draw_ratio(row[2], main, guide)
             _draw_arrows(row[2], starts, main.score(starts, SIGMA_MID) - guide.score(starts, SIGMA_MID))
-            _finish(row[2], CLOSEUP, f"({next(letter)}) Ratio, its gradient")
+            _finish(row[2], CLOSEUP, f"({next(letter)}) Ratio")
             _draw_paths(row[3], mixture, settings, unguided_paths, trajectories(method, settings, starts, SIGMA_MID))
             _finish(row[3], CLOSEUP, f"({next(letter)}) Trajectories")
             row[0].set_ylabel(method.title)
+        handles, labels = rows[0][3].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -90,7 +93,7 @@ def save(figure: Figure, stem: Path) -> None:
     with matplotlib.rc_context(STYLE):
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
             with atomic_write(stem.with_suffix(suffix)) as temporary:
-                figure.savefig(temporary, format=suffix[1:], dpi=200, metadata=metadata)
+                figure.savefig(temporary, format=suffix[1:], dpi=250, metadata=metadata)
 
 
 def _part(mixture: Mixture, branches: slice) -> Mixture:
@@ -160,7 +163,6 @@ def _draw_paths(ax: Axes, mixture: Mixture, settings: ToySettings, unguided: Ten
         for i in range(paths.shape[1]):
             ax.plot(*paths[:, i].T.numpy(), color=colour, linewidth=0.8, label=label if i == 0 else None)
         ax.scatter(paths[-1, :, 0], paths[-1, :, 1], s=4, color=colour, linewidths=0, zorder=3)
-    ax.legend(loc="upper left", fontsize=7, frameon=True, handlelength=1.2)
 
 
 def _mark_closeup(ax: Axes) -> None:

@@ -20,7 +20,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = DEFAULT.read_text()
     (tmp_path / "studies" / "default.yaml").write_text(text)
     (tmp_path / "studies" / "other.yaml").write_text(
-        text.replace("study: default", "study: other").replace("digits", "other").replace("kind: other", "kind: digits")
+        text.replace("study: default", "study: other")
+        .replace("digits", "other")
+        .replace("kind: other", "kind: digits")
         .replace("  toy: {}", "  other-toy: {}")
     )
     (tmp_path / "params.yaml").write_text(text)
