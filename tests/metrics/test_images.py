@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -407,3 +410,34 @@ def test_unpacked_copies_are_removed_with_the_image_set(tmp_path: Path, monkeypa
     assert len(list(tmp_path.glob("images-*.tar"))) == 1
     del found
     assert not list(tmp_path.glob("images-*"))
+
+
+def test_two_processes_that_share_the_check_find_what_one_finds(tmp_path: Path) -> None:
+    files = {f"{i:03d}.png": FILES[f"{i % 2}/{i % 2}.png"] for i in range(150)}
+    path = folder(tmp_path / "images", files | {"070.png": b"", "149.png": GOOD[:40]})
+    script = (
+        "import sys\n"
+        "from metrics import distributed\n"
+        "from metrics.images import open_images\n"
+        "distributed.init()\n"
+        "found = open_images(sys.argv[1], skip_bad=True)\n"
+        "batch = next(found.batches([range(3)], 0))\n"
+        "print(len(found), found.digest, found.warnings, [int(x.sum()) for x in batch])\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | ({"RANK": rank} | together if rank else {}),
+            cwd=Path(__file__).parents[2],
+        )
+        for rank in ("0", "1", "")
+    ]
+    outputs = [run.communicate(timeout=240)[0] for run in runs]
+    assert outputs[0].startswith("148 ")
+    assert outputs[0] == outputs[1] == outputs[2]
