@@ -15,7 +15,7 @@ from repro import measures
 
 MEASURES = "measures.csv"
 SIGMAS = 3.0
-ID, VALUE = ["id", "configuration", "metric", "axis_value"], "value"
+ID, VALUE = ["id", "configuration", "method", "metric", "axis_value"], "value"
 
 
 def check(fresh: pd.DataFrame, committed: Path, training_seeds: Path) -> pd.DataFrame:
@@ -39,23 +39,24 @@ def check(fresh: pd.DataFrame, committed: Path, training_seeds: Path) -> pd.Data
     training = training_spread(measures.read_csv(training_seeds / MEASURES))
     table = expected.add_suffix("_expected").join(found.add_suffix("_found")).reset_index()
     spread = table[["std_expected", "std_found"]].max(axis=1)
+    largest = {metric: max(s for (m, _), s in training.items() if m == metric) for metric, _ in training}
     table["tolerance"] = [
-        SIGMAS * math.hypot(sampling, training.get(metric, 0.0))
-        for sampling, metric in zip(spread, table["metric"], strict=True)
+        SIGMAS * math.hypot(sampling, training.get((metric, method), largest.get(metric, 0.0)))
+        for sampling, metric, method in zip(spread, table["metric"], table["method"], strict=True)
     ]
     table["agrees"] = (table["mean_found"] - table["mean_expected"]).abs() <= table["tolerance"]
     columns = {"mean_expected": "expected", "mean_found": "found"}
     return table.rename(columns=columns)[[*ID, "expected", "found", "tolerance", "agrees"]]
 
 
-def training_spread(repeats: pd.DataFrame) -> dict[str, float]:
-    """Metric -> standard deviation over training seeds, the largest of all methods.
+def training_spread(repeats: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """(metric, method) -> standard deviation over training seeds; a method's repeats differ in configuration.
 
-    A method's repeats are told apart by their configuration; the true distribution trains nothing.
+    A method that was not repeated is given the largest of its metric.
     """
     per_seed = repeats.groupby(["metric", "method", "configuration"])[VALUE].mean()
-    per_method = per_seed.groupby(["metric", "method"]).std().dropna()
-    return {str(key): float(value) for key, value in per_method.groupby("metric").max().items()}
+    per_method = per_seed.groupby(["metric", "method"]).std().dropna().reset_index().to_dict("records")
+    return {(str(row["metric"]), str(row["method"])): float(row[VALUE]) for row in per_method}
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:

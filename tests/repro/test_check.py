@@ -36,7 +36,7 @@ def test_a_difference_within_the_spread_agrees_and_a_larger_one_does_not(folders
 
 
 def test_training_spread_is_the_standard_deviation_over_training_seeds(folders: tuple[Path, Path]) -> None:
-    assert training_spread(pd.read_csv(folders[1] / "measures.csv")) == {"fd": pytest.approx(0.1)}
+    assert training_spread(pd.read_csv(folders[1] / "measures.csv")) == {("fd", "m"): pytest.approx(0.1)}
 
 
 def test_a_missing_cell_is_an_error(folders: tuple[Path, Path]) -> None:
