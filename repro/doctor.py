@@ -40,7 +40,7 @@ def findings() -> Iterator[Finding]:
     yield True, f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} CPU threads"
     yield from _devices()
     free = shutil.disk_usage(".").free / 1e9
-    yield free > 2, f"{free:.0f} GB free here (default study: 1 GB; imagenet512: see `repro cost imagenet512`)"
+    yield free > 2, f"{free:.0f} GB free here (the default study takes 1 GB)"
     for address in ADDRESSES:
         yield _reachable(address)
     yield from _weights()
