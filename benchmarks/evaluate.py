@@ -27,7 +27,7 @@ from metrics.evaluate import Extractor, evaluate
 from metrics.references import Reference
 from metrics.statistics import Statistics
 
-COUNT, SIZE, BATCH = 1024, 64, 64
+COUNT, SIZE, BATCH = 512, 64, 64
 DIM = 2048
 
 
