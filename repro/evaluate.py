@@ -21,7 +21,9 @@ from repro.generate import Pair, read_shard, sample_images
 from repro.snapshots import parse_name
 from repro.study import Evaluate
 
-FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2", "digits": "fd_digits"}
+STAND_INS = {"stand-in-inception": "fid_meaningless", "stand-in-dinov2": "fd_dinov2_meaningless"}
+"""Detectors of rehearsals (`repro.standin`), and the name that says in every table what their numbers are worth."""
+FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2", "digits": "fd_digits", **STAND_INS}
 
 
 class Reference:

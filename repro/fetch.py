@@ -96,7 +96,7 @@ def fetch_each(sources: Sequence[Source], options: Options | None = None) -> Gen
             fetched: a file that no address gives, with every address's answer, or that has the wrong digest.
     """
     options = options or Options()
-    digests = _read_lock(options.lock)
+    digests = read_lock(options.lock)
     missing = [source for source in sources if not source.path.exists()]
     if options.offline and missing:
         where = "; ".join(f"{options.addresses(source)[0]} at {source.path}" for source in missing)
@@ -141,7 +141,7 @@ def fetch_networks(
         InputError: see `fetch_each`; a file that is no network; a network there that comes from another source.
     """
     options = options or Options()
-    digests = _read_lock(options.lock)
+    digests = read_lock(options.lock)
     targets = {name: Path(folder) / Path(urlsplit(name).path).with_suffix(".safetensors").name for name in names}
     wanted = []
     for name, target in targets.items():
@@ -198,7 +198,8 @@ def _check_space(missing: Sequence[Source], options: Options, pool: ThreadPoolEx
     return sum(needed.values())
 
 
-def _read_lock(path: Path) -> dict[str, str]:
+def read_lock(path: Path) -> dict[str, str]:
+    """Recorded digests by address; raises InputError where the file is no such record."""
     if not path.exists():
         return {}
     try:
@@ -213,7 +214,7 @@ def _read_lock(path: Path) -> dict[str, str]:
 def _record(lock: Path, key: str, digest: str) -> None:
     """Note a digest at first use; another one than the noted is an error."""
     with _recording, folder_lock(lock):
-        digests = _read_lock(lock)
+        digests = read_lock(lock)
         if digests.get(key) == digest:
             return
         if key in digests:

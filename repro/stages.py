@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from metrics import distributed
-from metrics.files import InputError, atomic_write, folder_lock, write_text
-from repro import digits, ema, snapshots, toy, training
+from metrics.files import atomic_write, folder_lock, write_text
+from repro import acquire, digits, ema, snapshots, standin, toy, training
 from repro.evaluate import Reference, rows, sample_features, shard_features, write_rows
 from repro.generate import (
     CODE_SUFFIX,
@@ -23,9 +23,10 @@ from repro.generate import (
     read_shard,
     shard_name,
 )
-from repro.study import Generate, Study, Sweep, build, parse_seeds
+from repro.study import Generate, PublishedReference, Study, Sweep, build, parse_seeds
 
 MEASURES = "measures.csv"
+standin.register()
 PREVIEW = 64  # images kept of each configuration for the report
 
 
@@ -41,20 +42,28 @@ def run_data(study: Study, key: str) -> None:
     """A data set's feature network and reference statistics."""
     item = study.data[key]
     folder = study.out / "data" / key
-    if item.kind != "digits":
-        raise InputError(f"data.{key}.kind: '{item.kind}' is unknown, expected digits")
     with folder_lock(folder):
+        if item.kind == "reference":
+            acquire.reference(study, build(PublishedReference, item.settings), folder)
+            return
         digits.prepare(folder, build(digits.DigitSettings, item.settings, f"data.{key}.settings"))
 
 
 def run_networks(study: Study, key: str) -> None:
-    """Train one run, or point to the user's own code."""
+    """Train one run, fetch its published networks, or point to the user's own code."""
     item = study.networks[key]
     folder = study.out / "networks" / key
+    if item.files():
+        with rank0_lock(folder):
+            if distributed.rank() == 0:
+                acquire.networks(study, item, folder)
+            distributed.barrier()
+        return
     if item.code is not None:
         load_code(item.code)  # better now than after hours
         write_text(folder / f"{key}{CODE_SUFFIX}", item.code + "\n")
         return
+    assert item.data is not None  # the study was checked
     config = build(training.TrainingConfig, item.train, f"networks.{key}.train")
     data = study.data[item.data]
     dataset = digits.Digits(build(digits.DigitSettings, data.settings, f"data.{item.data}.settings"))
@@ -180,6 +189,8 @@ def sweep_point(sweep: Sweep, value: float) -> Generate:
         data=sweep.data,
         seeds=[sweep.seeds],
         interval=sweep.interval,
+        main_corruption=sweep.main_corruption,
+        guide_corruption=sweep.guide_corruption,
     )
 
 

@@ -16,6 +16,8 @@ from metrics.files import InputError, write_text
 OUT = Path("out")
 PARAMS = Path("params.yaml")
 STUDIES = Path("studies")
+BASE = "https://nvlabs-fi-cdn.nvidia.com/edm2"
+MI = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,82 @@ class Data:
     """A data set with its reference statistics (stage `data`)."""
 
     kind: str
-    """`digits` (drawn on the fly from scikit-learn's)."""
+    """`digits` (drawn on the fly from scikit-learn's) or `reference` (published statistics)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the kind."""
+    """Arguments of the kind: `repro.digits.DigitSettings` or `PublishedReference`."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("digits", "reference"):
+            raise InputError(f"kind '{self.kind}' is unknown, expected digits or reference")
+        if self.kind == "reference":
+            build(PublishedReference, self.settings, "settings")
+
+
+@dataclass(frozen=True)
+class PublishedReference:
+    """Settings of a data set of kind `reference`."""
+
+    statistics: str
+    """Address, or path below the study's `sources`, of EDM2's pickle of statistics."""
+    detectors: dict[str, str]
+    """Detector -> name of its statistics in that file, such as `inception: fid`."""
+
+    def __post_init__(self) -> None:
+        for detector, key in self.detectors.items():
+            if key not in ("fid", "fd_dinov2"):
+                raise InputError(f"detectors.{detector}: '{key}' is unknown, expected fid or fd_dinov2")
+
+
+@dataclass(frozen=True)
+class RawSnapshots:
+    """Every raw snapshot that was published of one training run, input of post-hoc EMA."""
+
+    run: str
+    """Name of the run; its files are raw-snapshots/RUN/RUN-KIMG-STD.pkl."""
+    until_Mi: int
+    """Latest snapshot, in units of 2^20 training images."""
+    every_Mi: int = 32
+    ema_stds: list[float] = field(default_factory=lambda: [0.05, 0.10])
+
+    def __post_init__(self) -> None:
+        _positive(self, "until_Mi", "every_Mi")
+        if self.until_Mi % self.every_Mi:
+            raise InputError(f"until_Mi is {self.until_Mi}, expected a multiple of every_Mi ({self.every_Mi})")
+
+    def files(self) -> list[str]:
+        """Paths below a base address, in order of training time."""
+        times = [mi * MI // 1000 for mi in range(self.every_Mi, self.until_Mi + 1, self.every_Mi)]
+        folder = f"raw-snapshots/{self.run}"
+        return [f"{folder}/{self.run}-{kimg:07d}-{std:.3f}.pkl" for kimg in times for std in self.ema_stds]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one training run (stage `networks`): trained here, or the user's own code."""
+    """Networks of one training run (stage `networks`): trained here, published, or the user's own code."""
 
-    data: str
-    """Id of the data set."""
+    data: str | None = None
+    """Id of the data set that is trained on; `train` needs it."""
     train: dict[str, Any] | None = None
     """`repro.training.TrainingConfig`, network arguments included."""
+    fetch: list[str] | None = None
+    """Published network files: addresses, or paths below the study's `sources`."""
+    raw: RawSnapshots | None = None
+    """Published raw snapshots, for a `reconstruct` entry."""
     code: str | None = None
     """`module:function` that returns a `repro.networks.Denoiser`."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("train", "code") if getattr(self, name) is not None]
+        given = [name for name in ("train", "fetch", "raw", "code") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise InputError(f"expected exactly one of train and code, found {' and '.join(given) or 'neither'}")
+            raise InputError(
+                f"expected exactly one of train, fetch, raw and code, found {' and '.join(given) or 'none'}"
+            )
+        if self.train is not None and self.data is None:
+            raise InputError("missing key data: training needs a data set")
+
+    def files(self) -> list[str]:
+        """What is to be downloaded, as addresses or paths below the study's `sources`."""
+        return self.fetch or (self.raw.files() if self.raw is not None else [])
 
 
 @dataclass(frozen=True)
@@ -137,11 +195,47 @@ class Sweep:
     seeds: str
     """One seed block, apart from the report blocks."""
     interval: list[int] | None = None
+    main_corruption: dict[str, float] = field(default_factory=dict)
+    """As in `Generate`."""
+    guide_corruption: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.axis not in ("guidance", "main_ema", "guide_ema"):
             raise InputError(f"axis '{self.axis}': expected guidance, main_ema or guide_ema")
         parse_seeds(self.seeds)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published value of a configuration, in the one metric that its settings were optimised for."""
+
+    table: str
+    """Where it stands: table1, presets or corruptions."""
+    row: str
+    """Which row of that table."""
+    metric: str
+    """fid or fd_dinov2."""
+    value: float
+    source: str = "ready-made"
+    """Where its networks come from: `ready-made` files, `raw-snapshots`, or an `unverified-source`: raw snapshots
+    that nobody has confirmed to be public."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("fid", "fd_dinov2"):
+            raise InputError(f"metric '{self.metric}': expected fid or fd_dinov2")
+        if self.source not in ("ready-made", "raw-snapshots", "unverified-source"):
+            raise InputError(f"source '{self.source}': expected ready-made, raw-snapshots or unverified-source")
+
+
+@dataclass(frozen=True)
+class Waived:
+    """A published value that no public files lead to."""
+
+    table: str
+    row: str
+    metric: str
+    value: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +265,12 @@ class Study:
     reconstruct: dict[str, Reconstruct]
     generate: dict[str, Generate]
     sweeps: dict[str, Sweep]
+    sources: list[str] = field(default_factory=lambda: [BASE])
+    """Base addresses of published files (http, https or file), tried in turn; no stage runs again for another."""
+    published: dict[str, Published] = field(default_factory=dict)
+    """Configuration -> the value to compare it with."""
+    waived: dict[str, Waived] = field(default_factory=dict)
+    """What cannot be compared, by the id that its configuration would have."""
 
     def __post_init__(self) -> None:
         sections = (self.toy, self.data, self.networks, self.reconstruct, self.generate, self.sweeps)
@@ -182,7 +282,8 @@ class Study:
         if both:
             raise InputError(f"id '{min(both)}' names a training run and a reconstruction; their folders would collide")
         for key, network in self.networks.items():
-            self._known("networks", key, "data", network.data, self.data)
+            if network.data is not None:
+                self._known("networks", key, "data", network.data, self.data)
         for key, item in self.reconstruct.items():
             self._known("reconstruct", key, "source", item.source, self.networks)
         for key, configuration in self.generate.items():
@@ -193,13 +294,17 @@ class Study:
             self._known("sweeps", key, "data", sweep.data, self.data)
             for role in ("main_set", "guide_set"):
                 self._known("sweeps", key, role, getattr(sweep, role), self._network_sets())
+        for key in self.published:
+            self._known("published", key, "configuration", key, self.generate)
+        for key in self.waived.keys() & self.generate.keys():
+            raise InputError(f"waived.{key}: is also in generate; remove one of them")
 
     def _network_sets(self) -> set[str]:
         return self.networks.keys() | self.reconstruct.keys()
 
     def _known(self, section: str, key: str, name: str, value: str, known: typing.Iterable[str]) -> None:
         if value not in known:
-            raise InputError(f"{section}.{key}.{name}: '{value}' is not defined{_nearest(value, known)}")
+            raise InputError(f"{section}.{key}.{name}: '{value}' is not defined{nearest(value, known)}")
 
     @property
     def out(self) -> Path:
@@ -285,7 +390,7 @@ def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in names:
-            raise InputError(f"unknown key {prefix}{key}{_nearest(str(key), names)}")
+            raise InputError(f"unknown key {prefix}{key}{nearest(str(key), names)}")
     for name, f in names.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -297,7 +402,8 @@ def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise InputError(f"{prefix.rstrip('.')}: {err}" if where else str(err)) from None
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """End of a message about an unknown `key`: the nearest known one, or all of them."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"
 
@@ -326,7 +432,7 @@ def study_path(name: str) -> Path:
     """
     path = STUDIES / f"{name}.yaml"
     if not path.exists():
-        raise InputError(f"no study '{name}' in {STUDIES}/{_nearest(name, available())}")
+        raise InputError(f"no study '{name}' in {STUDIES}/{nearest(name, available())}")
     return path
 
 
