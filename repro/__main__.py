@@ -125,10 +125,10 @@ def reconstruct_command(snapshots: tuple[Path, ...], stds: tuple[float, ...], ni
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
 def report_command(publish: bool) -> None:
     """Tables, figures and report.html of the active study, from its measures."""
-    from repro import report
+    from repro import measures, published, report
 
     study = studies.load()
-    folder = report.report(study)
+    folder = report.report(study, published.judge(study, measures.read(study)))
     if publish:
         report.publish(study)
     click.echo(report.summary(study))
@@ -136,20 +136,67 @@ def report_command(publish: bool) -> None:
 
 
 @cli.command("verify")
-@click.option("--strict", is_flag=True, help="Exit code 1 if a claim that was tested does not hold.")
+@click.option("--strict", is_flag=True, help="Exit code 1 if a value is off or a claim that was tested does not hold.")
 def verify_command(strict: bool) -> None:
-    """Judge the paper's claims on what is measured; writes out/<study>/verdicts.csv."""
-    from metrics.files import atomic_write
-    from repro import claims, measures
+    """Judge published values and claims on what is measured; writes published.csv and verdicts.csv to out/<study>/."""
+    from repro import published
 
-    study = studies.load()
-    verdicts = claims.judge(study, measures.summarise(study, measures.read(study)))
-    with atomic_write(study.out / "verdicts.csv") as temporary:
-        verdicts.to_csv(temporary, index=False)
-    for row in verdicts.to_dict("records"):
-        click.echo(f"{row['verdict']:18} {row['claim']}")
-    if strict and (verdicts["verdict"] == claims.FAILS).any():
-        sys.exit(1)
+    code = published.verify(studies.load(), click.echo)
+    if strict:
+        sys.exit(code)
+
+
+def _named(name: str | None) -> studies.Study:
+    """A study by name, the active one by default."""
+    return studies.load(studies.study_path(name) if name else studies.PARAMS)
+
+
+@cli.command("fetch")
+@click.argument("name", required=False)
+@click.option("--offline", is_flag=True, help="Download nothing; say what is missing and where to put it.")
+def fetch_command(name: str | None, offline: bool) -> None:
+    """Fetch the published files of study NAME (default: the active one) ahead of its stages."""
+    import os
+
+    from repro import acquire
+
+    if offline:
+        os.environ[acquire.OFFLINE] = "1"
+    for folder in acquire.everything(_named(name)):
+        click.echo(str(folder))
+
+
+@cli.command("cost")
+@click.argument("name", required=False)
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Of one of your GPUs, an A100 being 1.")
+def cost_command(name: str | None, speed: float) -> None:
+    """GPU-hours, download and disk of study NAME (default: the active one), stage by stage."""
+    from repro import cost
+
+    click.echo(cost.cost(_named(name), speed).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+
+
+@cli.group("preset")
+def preset_group() -> None:
+    """The 36 configurations that the authors published (studies/edm2.yaml)."""
+
+
+@preset_group.command("list")
+def preset_list() -> None:
+    """Names and published values."""
+    from repro import presets
+
+    for preset in presets.presets().values():
+        click.echo(f"{preset.name:34} {preset.metric:10} {preset.published:>7.2f}")
+
+
+@preset_group.command("show")
+@click.argument("name")
+def preset_show(name: str) -> None:
+    """Networks, weight and published value of preset NAME."""
+    from repro import presets
+
+    click.echo(presets.show(presets.preset(name)))
 
 
 @cli.command("summary")
