@@ -14,6 +14,7 @@ import os
 import pickle
 import pickletools
 import re
+import shutil
 import socket
 import sys
 import time
@@ -96,6 +97,16 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON, indented, atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, atomically; a copy where the file system has no links."""
+    with atomic_write(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,10 +1,21 @@
 """Pixels <-> latents: plain RGB, and the Stability VAE of the ImageNet-512 networks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metrics import downloads
+from metrics.files import InputError
+
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+def vae_folder(name: str) -> Path:
+    """Where the files of a VAE are: `name` itself if it is a folder, else its place in the cache of downloads."""
+    return Path(name) if Path(name).is_dir() else downloads.cache_root() / "vae" / name.replace("/", "--")
 
 
 class RGBEncoder:
@@ -32,7 +43,8 @@ class StabilityVAEEncoder:
     output is likewise read as [0, 1]. The VAE runs in float32 with TF32 off.
 
     Args:
-        vae_name: Hugging Face name or local folder of a diffusers `AutoencoderKL`.
+        vae_name: Hugging Face name or local folder of a diffusers `AutoencoderKL`; taken from the cache of downloads
+            where `repro fetch` put it there, else fetched by diffusers.
         raw_mean, raw_std: per-channel moments of the raw latents.
         final_mean, final_std: moments of the standardised latents.
         batch_size: images per call of the VAE.
@@ -95,8 +107,6 @@ class StabilityVAEEncoder:
         return self.scale.reshape(1, -1, 1, 1).to(device), self.bias.reshape(1, -1, 1, 1).to(device)
 
     def _load(self, device: torch.device) -> Any:
-        from metrics.files import InputError
-
         if self._vae is None:
             try:
                 from diffusers import AutoencoderKL
@@ -104,8 +114,10 @@ class StabilityVAEEncoder:
                 raise InputError("the Stability VAE needs diffusers: pip install 'autoguidance-repro[vae]'") from err
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+            folder = vae_folder(self.vae_name)
+            place = str(folder) if folder.is_dir() else self.vae_name
             try:
-                vae = AutoencoderKL.from_pretrained(self.vae_name, use_safetensors=True)
+                vae = AutoencoderKL.from_pretrained(place, use_safetensors=True)
             except OSError as err:
                 raise InputError(f"cannot load the VAE '{self.vae_name}': {str(err).splitlines()[0]}") from err
             self._vae = vae.eval().requires_grad_(False)

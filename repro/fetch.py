@@ -49,7 +49,7 @@ class Options:
     """How to fetch."""
 
     bases: Sequence[str] = (BASE,)
-    """Addresses (http, https or file) tried in turn; the first is the one that the lock file names."""
+    """Addresses (http, https or file) tried in turn; the lock file names what is below them, so that it binds all."""
     lock: Path = LOCK
     """Record of digests."""
     offline: bool = False
@@ -62,7 +62,7 @@ class Options:
     """Free bytes on the disk of a folder."""
 
     def addresses(self, source: Source) -> list[str]:
-        """Where `source` may be had; the first is its name in the lock file."""
+        """Where `source` may be had."""
         if "://" in source.name:
             return [source.name]
         if not self.bases:
@@ -149,9 +149,9 @@ def fetch_networks(
         if not target.exists():
             wanted.append(source)
             continue
-        key, found = options.addresses(source)[0], str(snapshots.read_metadata(target).get("source_sha256"))
-        if digests.get(key, found) != found:
-            raise InputError(f"{target}: made from a file with sha256 {found}, expected {digests[key]}; delete it")
+        found = str(snapshots.read_metadata(target).get("source_sha256"))
+        if digests.get(name, found) != found:
+            raise InputError(f"{target}: made from a file with sha256 {found}, expected {digests[name]}; delete it")
     with closing(fetch_each(wanted, options)) as fetched:
         for source in fetched:
             snapshots.convert(source.path, targets[source.name])
@@ -163,9 +163,11 @@ def fetch_networks(
 def _ensure(source: Source, options: Options, digests: dict[str, str], bar: Any, stop: threading.Event) -> None:
     """Have the file with the right digest, or raise InputError."""
     urls = options.addresses(source)
-    recorded = digests.get(urls[0])
+    recorded = digests.get(source.name)
     if None not in (source.sha256, recorded) and source.sha256 != recorded:
-        raise InputError(f"{options.lock}: {urls[0]} has sha256 {recorded}, but {source.sha256} is pinned; remove it")
+        raise InputError(
+            f"{options.lock}: {source.name} has sha256 {recorded}, but {source.sha256} is pinned; remove it"
+        )
     expected = source.sha256 or recorded
     source.path.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(source.path):
@@ -173,10 +175,10 @@ def _ensure(source: Source, options: Options, digests: dict[str, str], bar: Any,
             found = sha256_file(source.path)
             if expected not in (None, found):
                 raise InputError(f"{source.path}: sha256 is {found}, expected {expected}; delete it to fetch it again")
-            _record(options.lock, urls[0], found)
+            _record(options.lock, source.name, found)
             return
         under_way = Transfer(source.path, urls, expected, options.need_space, bar.update, options.backoff, stop)
-        _record(options.lock, urls[0], under_way.run())
+        _record(options.lock, source.name, under_way.run())
         os.replace(under_way.part, source.path)
         under_way.note.unlink(missing_ok=True)
 
@@ -199,7 +201,7 @@ def _check_space(missing: Sequence[Source], options: Options, pool: ThreadPoolEx
 
 
 def read_lock(path: Path) -> dict[str, str]:
-    """Recorded digests by address; raises InputError where the file is no such record."""
+    """Recorded digests by name of the source; raises InputError where the file is no such record."""
     if not path.exists():
         return {}
     try:
@@ -207,16 +209,16 @@ def read_lock(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as err:
         raise InputError(f"{path}: not readable as JSON ({one_line(err)}); restore it from version control") from err
     if not isinstance(found, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in found.values()):
-        raise InputError(f"{path}: expected a mapping from addresses to sha256 digests; restore it")
+        raise InputError(f"{path}: expected a mapping from names to sha256 digests; restore it")
     return found
 
 
-def _record(lock: Path, key: str, digest: str) -> None:
+def _record(lock: Path, name: str, digest: str) -> None:
     """Note a digest at first use; another one than the noted is an error."""
     with _recording, folder_lock(lock):
         digests = read_lock(lock)
-        if digests.get(key) == digest:
+        if digests.get(name) == digest:
             return
-        if key in digests:
-            raise InputError(f"{key}: sha256 is {digest}, but {lock} records {digests[key]}")
-        write_json(lock, dict(sorted((digests | {key: digest}).items())))
+        if name in digests:
+            raise InputError(f"{name}: sha256 is {digest}, but {lock} records {digests[name]}")
+        write_json(lock, dict(sorted((digests | {name: digest}).items())))

@@ -37,6 +37,10 @@ class Sampler:
     """Seeds per batch; part of the configuration, since convolutions differ in the last bits between sizes."""
     shard_size: int = 1000
     """Seeds per shard file."""
+    keep_images: bool = True
+    """False: shards hold the images' features under the study's detectors instead of the images."""
+    compile: bool = False
+    """Run the networks through torch.compile; part of the configuration, since it moves the last bits."""
 
     def __post_init__(self) -> None:
         _positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size", "shard_size")
@@ -267,6 +271,8 @@ class Study:
     sweeps: dict[str, Sweep]
     sources: list[str] = field(default_factory=lambda: [BASE])
     """Base addresses of published files (http, https or file), tried in turn; no stage runs again for another."""
+    hub: list[str] = field(default_factory=lambda: ["https://huggingface.co"])
+    """The same for the VAE of networks in latent space."""
     published: dict[str, Published] = field(default_factory=dict)
     """Configuration -> the value to compare it with."""
     waived: dict[str, Waived] = field(default_factory=dict)

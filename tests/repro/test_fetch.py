@@ -130,7 +130,7 @@ def test_several_files_arrive_whole_with_their_digests_recorded(
 
     assert [path.read_bytes() for path in paths] == [server.files[f"/sub/{i}.bin"] for i in range(7)]
     recorded = json.loads(options.lock.read_text())
-    assert recorded[f"{server.base}/sub/3.bin"] == hashlib.sha256(paths[3].read_bytes()).hexdigest()
+    assert recorded["sub/3.bin"] == hashlib.sha256(paths[3].read_bytes()).hexdigest()
     assert left(tmp_path / "a") == [f"{i}.bin" for i in range(7)]
     before = len(server.requests)
     assert fetch(sources, options) == paths
@@ -256,7 +256,15 @@ def test_mirror_is_used_where_the_first_address_fails_or_lies(server: Server, op
     mirrored = changed(options, bases=(server.base, f"{server.base}/mirror"))
     fetch([Source("a.bin", tmp_path / "a.bin"), Source("b.bin", tmp_path / "b.bin", SHA256)], mirrored)
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes() == CONTENT
-    assert list(json.loads(options.lock.read_text())) == [f"{server.base}/a.bin", f"{server.base}/b.bin"]
+    assert list(json.loads(options.lock.read_text())) == ["a.bin", "b.bin"]
+
+
+def test_every_mirror_is_held_to_the_recorded_digest(server: Server, options: Options, tmp_path: Path) -> None:
+    fetch([Source("data.bin", tmp_path / "first.bin")], options)
+    server.files["/mirror/data.bin"] = b"a lie"
+    with pytest.raises(InputError, match="sha256"):
+        fetch([Source("data.bin", tmp_path / "second.bin")], changed(options, bases=(f"{server.base}/mirror",)))
+    assert not (tmp_path / "second.bin").exists()
 
 
 def test_folder_serves_as_base(options: Options, tmp_path: Path) -> None:
