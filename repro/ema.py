@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from metrics.files import InputError
+from metrics.files import InputError, sha256_file
 from repro import snapshots
 from repro.networks import Precond
 from repro.snapshots import Snapshot
@@ -176,5 +176,5 @@ def reconstruct(
         for p in network.parameters():
             p.copy_(p.half())
     metadata = {k: v for k, v in source.metadata.items() if k != "source_sha256"}
-    metadata |= {"nimg": target, "reconstructed_from": [path.name for _, path in inputs]}
+    metadata |= {"nimg": target, "reconstructed_from": {path.name: sha256_file(path) for _, path in inputs}}
     return {std: replace(source, network=net, metadata=metadata | {"ema_std": std}) for std, net in sums.items()}

@@ -1,8 +1,14 @@
-"""Image shards -> features -> rows of measured values; what the stages `evaluate` and `sweep` share."""
+"""Image shards -> features -> rows of measured values; what the stages `evaluate` and `sweep` share.
 
+Features are kept per shard, so that work that was interrupted goes on there: beside the images, or instead of them.
+"""
+
+import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +18,19 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metrics import detectors, neighbours
+from metrics import detectors, distributed, neighbours
 from metrics import statistics as stats
 from metrics.detectors import Detector
-from metrics.files import InputError, atomic_write, sha256_file
+from metrics.files import InputError, atomic_write, load_npz, sha256_file
 from metrics.frechet import frechet_distance
-from repro.generate import Pair, read_shard, sample_images
+from repro.generate import Format, Pair, check_digest, manifest_facts, read_manifest, read_shard, sample_images
 from repro.snapshots import parse_name
 from repro.study import Evaluate
 
 STAND_INS = {"stand-in-inception": "fid_meaningless", "stand-in-dinov2": "fd_dinov2_meaningless"}
 """Detectors of rehearsals (`repro.standin`), and the name that says in every table what their numbers are worth."""
 FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2", "digits": "fd_digits", **STAND_INS}
+FEATURES = ".npz"
 
 
 class Reference:
@@ -46,6 +53,11 @@ class Reference:
             if wants_features:
                 self.features[name] = np.load(folder / f"{name}-features.npy", mmap_mode="r")[: settings.num_real]
 
+    def digest(self, pair: Pair, seeds: str) -> str:
+        """sha256 of everything that decides what is measured of `seeds` of `pair`."""
+        settings = [list(self.settings.metrics), self.settings.num_real, self.sha256, _tags(self)]
+        return hashlib.sha256(json.dumps([pair.digest, seeds, settings], sort_keys=True).encode()).hexdigest()
+
     def measure(self, name: str, features: NDArray[np.float32]) -> dict[str, float]:
         """Every requested metric of one set of features, [N, D] float32."""
         generated = stats.from_features(features, self.detectors[name].tags)
@@ -63,16 +75,89 @@ class Reference:
         return values
 
 
-def shard_features(
-    paths: Sequence[Path], seeds: range, reference: Reference
-) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Manifest of the first shard, and features of those images in the shards whose seed is among `seeds`."""
+def extract_shards(shards: Sequence[Path], folder: Path, reference: Reference, description: str = "") -> list[Path]:
+    """Features of image shards, a file for each in `folder`; what stands there is kept if it was made from the same
+    images by the same detectors. Under torchrun the ranks share the shards."""
+    targets = [folder / f"{shard.stem}{FEATURES}" for shard in shards]
+    mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
+    for shard, target in tqdm(mine, desc=description, unit="shard", disable=None if distributed.rank() == 0 else True):
+        manifest = read_manifest(shard)
+        if manifest is None:
+            raise InputError(f"{shard}: not a sound shard; remove it and generate again")
+        origin = {"images": manifest["images_sha256"], "detectors": _tags(reference)}
+        standing = _read_texts(target)
+        if standing is None or standing[1] != origin:
+            _, images = read_shard(shard)
+            _write_features(target, manifest, extract(images, reference.detectors), origin)
+    distributed.barrier()
+    return targets
+
+
+def feature_format(reference: Reference) -> Format:
+    """Shards that hold features instead of images; extraction overlaps with the sampling of the next batch."""
+    origin = {"images": None, "detectors": _tags(reference)}
+
+    def is_whole(path: Path, seeds: list[int], pair: Pair) -> bool:
+        standing = _read_texts(path)
+        if standing is None or standing[1] != origin:
+            return False
+        check_digest(path, standing[0], pair)
+        return bool(standing[0]["seeds"] == seeds)
+
+    def write(pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
+        parts: list[Future[dict[str, NDArray[np.float32]]]] = []
+        labels: list[int] = []
+        for members, images, classes in sample_images(pair, seeds):
+            parts.append(pool.submit(extract, images, reference.detectors))
+            labels += classes
+            bar.update(len(members))
+        manifest = manifest_facts(pair) | {"seeds": seeds, "labels": labels}
+        _write_features(path, manifest, _concatenate([part.result() for part in parts]), origin)
+
+    dims = sum(detector.dim for detector in reference.detectors.values())
+    return Format(FEATURES, is_whole, write, bytes_per_image=4 * dims)
+
+
+def _tags(reference: Reference) -> dict[str, Any]:
+    """What tells features apart, in JSON's types."""
+    found = {name: dict(detector.tags) for name, detector in reference.detectors.items()}
+    return dict(json.loads(json.dumps(found)))
+
+
+def _write_features(
+    path: Path, manifest: dict[str, Any], features: dict[str, NDArray[np.float32]], origin: dict[str, Any]
+) -> None:
+    """A shard of features, with its manifest and what the features were made from."""
+    arrays: dict[str, Any] = {f"features_{name}": array for name, array in features.items()}
+    arrays |= {"manifest": json.dumps(manifest, sort_keys=True), "origin": json.dumps(origin)}
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def _read_texts(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Manifest and origin of a shard of features; None where there is no sound one (checksums are in the format)."""
+    try:
+        found = load_npz(path)
+        return json.loads(str(found["manifest"])), json.loads(str(found["origin"]))
+    except (OSError, KeyError, ValueError):
+        return None  # missing, torn or altered: made again
+
+
+def feature_manifest(path: Path) -> dict[str, Any] | None:
+    """What a shard of features says of its making; None where it is torn."""
+    standing = _read_texts(path)
+    return None if standing is None else standing[0]
+
+
+def block_features(paths: Sequence[Path], seeds: range) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Manifest of the first of the feature shards `paths`, and the features of `seeds` in all of them."""
     manifests, parts = [], []
     for path in paths:
-        manifest, images = read_shard(path)
-        keep = [i for i, seed in enumerate(manifest["seeds"]) if seed in seeds]
-        manifests.append(manifest)
-        parts.append(extract(images[keep], reference.detectors))
+        found = load_npz(path)
+        manifests.append(json.loads(str(found["manifest"])))
+        keep = [i for i, seed in enumerate(manifests[-1]["seeds"]) if seed in seeds]
+        names = [name for name in found if name.startswith("features_")]
+        parts.append({name.removeprefix("features_"): found[name][keep] for name in names})
     return manifests[0], _concatenate(parts)
 
 
@@ -100,7 +185,6 @@ def extract(images: NDArray[np.uint8], used: dict[str, Detector]) -> dict[str, N
 
 def rows(
     manifest: dict[str, Any],
-    common: dict[str, Any],
     features: dict[str, NDArray[np.float32]],
     reference: Reference,
     device: torch.device,
@@ -108,7 +192,7 @@ def rows(
     """One row per measured value, with everything it depends on; `manifest` tells how the images were made."""
     c = manifest["configuration"]
     guided = c["guidance"] != 1
-    facts = common | {
+    facts = {
         "num_images": len(next(iter(features.values()))),
         "main": Path(c["main"]).name,
         "guide": Path(c["guide"]).name if guided else "",

@@ -1,7 +1,7 @@
-"""Seeds -> image shards: resumable, and the same bits whatever the rank, world size or resume point.
+"""Seeds -> shards: resumable, and the same bits whatever the rank, world size or resume point.
 
-A shard is an uncompressed zip of PNGs with a manifest. Work is cut by seed, not by rank: batch k is always the
-seeds [k B, (k + 1) B), and a shard that stands is verified instead of made again.
+A shard is an uncompressed zip of PNGs with a manifest, or another format of the same seeds. Work is cut by seed, not by
+rank: batch k is always the seeds [k B, (k + 1) B), and a shard that stands is verified instead of made again.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import importlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metrics import distributed
-from metrics.files import InputError, atomic_write, sha256_file
+from metrics.files import InputError, atomic_write, link_or_copy, sha256_file
 from repro import snapshots
 from repro.guidance import Corruption, Dropped, RaisedNoise, check_pair
 from repro.networks import Denoiser, Precond, prepare
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
-from repro.study import Sampler
+from repro.study import OUT, Sampler
 
 MANIFEST = "manifest.json"
 CODE_SUFFIX = ".denoiser"  # a file that names the user's own code, module:function
@@ -60,21 +61,32 @@ class Pair:
 
     @property
     def digest(self) -> str:
-        """sha256 of everything that decides an image's bits besides seed and software versions."""
+        """sha256 of everything that decides an image's bits besides seed and software versions.
+
+        Without guidance it does not matter which guide is left out.
+        """
         facts = asdict(self.configuration) | {
             "main": self.main_sha256,
             "guide": self.guide_sha256,
             "device": self.device.type,
         }
-        facts["sampler"].pop("shard_size")
+        if self.configuration.guidance == 1:
+            facts |= {"guide": None, "interval": None, "guide_corruption": {}}
+        for name in ("shard_size", "keep_images"):
+            facts["sampler"].pop(name)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def with_guidance(self, guidance: float) -> "Pair":
-        """The same loaded networks at another weight."""
-        return replace(self, configuration=replace(self.configuration, guidance=guidance))
+        """The same loaded networks at another weight; 1 needs no guide, and any other one."""
+        if guidance != 1 and self.guide is None:
+            raise InputError(f"guidance {guidance} needs a guide, and none is loaded")
+        configuration = replace(self.configuration, guidance=guidance)
+        if guidance == 1:
+            return replace(self, configuration=configuration, guide=None, guide_sha256=None)
+        return replace(self, configuration=configuration)
 
 
-def load_network(source: str, device: torch.device) -> tuple[Denoiser, str]:
+def load_network(source: str, device: torch.device, compiled: bool = False) -> tuple[Denoiser, str]:
     """A network file, or `module:function`, as an inference-ready denoiser and a digest of what it is."""
     path = Path(source)
     if path.suffix not in (".safetensors", ".pkl", CODE_SUFFIX) and ":" in source:
@@ -86,6 +98,8 @@ def load_network(source: str, device: torch.device) -> tuple[Denoiser, str]:
     snapshot = snapshots.load(path)
     network = prepare(snapshot.network, device)
     network.encoder = snapshot.encoder
+    if compiled:
+        network.compile()
     return network, sha256_file(path)
 
 
@@ -113,12 +127,12 @@ def load_pair(configuration: Configuration, device: torch.device) -> Pair:
             a guidance weight other than 1 (it would do nothing).
     """
     c = configuration
-    main, main_sha256 = load_network(c.main, device)
+    main, main_sha256 = load_network(c.main, device, c.sampler.compile)
     guide, guide_sha256 = None, None
     if c.guidance != 1:
         if c.guide is None:
             raise InputError(f"guidance {c.guidance} needs a guide")
-        guide, guide_sha256 = load_network(c.guide, device)
+        guide, guide_sha256 = load_network(c.guide, device, c.sampler.compile)
         check_pair(main, guide, c.main, c.guide)
         if guide_sha256 == main_sha256 and c.main_corruption == c.guide_corruption:
             raise InputError(f"{c.main} and {c.guide} are the same network: guidance {c.guidance} would do nothing")
@@ -151,7 +165,8 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
             model.reseed(seeds, pair.device)
     streams = SeedStreams(pair.device, seeds)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
-    settings = {k: v for k, v in asdict(c.sampler).items() if k not in ("batch_size", "shard_size")}
+    apart = ("batch_size", "shard_size", "keep_images", "compile")
+    settings = {k: v for k, v in asdict(c.sampler).items() if k not in apart}
     try:
         latents = sample(
             pair.main,
@@ -174,42 +189,101 @@ def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int],
     """Yield (seeds, uint8 images [n, H, W, C], class indices or []) batch by batch, ascending seeds.
 
     Every batch is whole: seeds nobody asked for are sampled along and dropped, so that an image does not
-    depend on which others were wanted.
+    depend on which others were wanted. On a GPU the next batch is already on its way while one is decoded and fetched.
     """
     size = pair.configuration.sampler.batch_size
     wanted: dict[int, list[int]] = {}
     for seed in sorted(set(seeds)):
         wanted.setdefault(seed // size, []).append(seed)
-    for k, members in wanted.items():
-        latents, labels = sample_batch(pair, range(k * size, (k + 1) * size))
+    batches = [range(k * size, (k + 1) * size) for k in wanted]
+    sampled = _ahead(lambda batch: sample_batch(pair, batch), batches, 1 if pair.device.type == "cuda" else 0)
+    for (k, members), (latents, labels) in zip(wanted.items(), sampled, strict=True):
         keep = [seed - k * size for seed in members]
         images = pair.main.encoder.decode(latents)[keep]  # the decoder, too, always sees whole batches
         classes = [] if labels is None else labels[keep].argmax(dim=1).tolist()
         yield members, images.permute(0, 2, 3, 1).cpu().numpy(), classes
 
 
-def generate(pair: Pair, seeds: Sequence[int], folder: Path, description: str = "") -> list[Path]:
+def _ahead(make: Callable[[range], Any], items: Iterable[range], ahead: int) -> Iterator[Any]:
+    """`make` of every item, in order, with up to `ahead` later ones begun in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        begun: deque[Future[Any]] = deque()
+        for item in items:
+            if ahead == 0:
+                yield make(item)
+                continue
+            begun.append(pool.submit(make, item))
+            if len(begun) > ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the batches of a shard are kept."""
+
+    suffix: str
+    """Of the files."""
+    is_whole: Callable[[Path, list[int], Pair], bool]
+    """Whether a file holds exactly these seeds of this configuration, unbroken; InputError if of another one."""
+    write: Callable[[Pair, list[int], Path, Executor, Any], None]
+    """Sample seeds into a file, atomically; what need not wait for it goes to the executor."""
+    bytes_per_image: float | None
+    """Size on disk; None: that of a PNG."""
+
+
+def generate(
+    pair: Pair, seeds: Sequence[int], folder: Path, description: str = "", form: Format | None = None
+) -> list[Path]:
     """Write the shards of `seeds` that are missing in `folder`; under torchrun the ranks share them.
+
+    Shards of the same images that stand in another configuration's folder are linked instead of made again.
 
     Returns the paths of all shards, in seed order.
 
     Raises:
         InputError: a shard in `folder` was made from another configuration.
     """
+    form = form or IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(seeds, pair.configuration.sampler.shard_size)
-    paths = [folder / shard_name(members) for members in shards]
+    paths = [folder / shard_name(members, form.suffix) for members in shards]
     mine = list(zip(shards, paths, strict=True))[distributed.rank() :: distributed.world_size()]
-    missing = [(members, path) for members, path in mine if not shard_is_whole(path, members, pair)]
+    missing = [(members, path) for members, path in mine if not form.is_whole(path, members, pair)]
+    missing = [(members, path) for members, path in missing if not _borrow(path, members, pair, form)]
     total = sum(len(members) for members, _ in missing)
+    if total and description:
+        images = total * distributed.world_size()
+        size = images * (form.bytes_per_image or _png_bytes(pair))
+        distributed.print0(f"{description}: {images:,} images to sample, about {size / 1e9:.3g} GB")
     with (
         tqdm(total=total, unit="img", desc=description, disable=None if distributed.rank() == 0 else True) as bar,
         ThreadPoolExecutor(2) as pool,
     ):
         for members, path in missing:
-            _write_shard(pair, members, path, pool, bar)
+            form.write(pair, members, path, pool, bar)
     distributed.barrier()
     return paths
+
+
+def _png_bytes(pair: Pair) -> float:
+    """Typical size of an image's PNG: half a byte per value."""
+    side = pair.main.img_resolution
+    latent = getattr(pair.main.encoder, "kind", "rgb") == "vae"
+    return 0.5 * (3 * (8 * side) ** 2 if latent else pair.main.img_channels * side**2)
+
+
+def _borrow(path: Path, seeds: list[int], pair: Pair, form: Format) -> bool:
+    """Link a shard with the same content that a study made before, if there is one."""
+    for other in OUT.glob(f"*/samples/*/{path.name}"):
+        try:
+            if other != path and form.is_whole(other, seeds, pair):
+                link_or_copy(other, path)
+                return True
+        except InputError:  # of another configuration
+            continue
+    return False
 
 
 def plan_shards(seeds: Sequence[int], shard_size: int) -> list[list[int]]:
@@ -220,12 +294,12 @@ def plan_shards(seeds: Sequence[int], shard_size: int) -> list[list[int]]:
     return list(groups.values())
 
 
-def shard_name(seeds: list[int]) -> str:
+def shard_name(seeds: list[int], suffix: str = ".zip") -> str:
     """File name of the shard that holds `seeds`."""
-    return f"{seeds[0]:06d}-{seeds[-1]:06d}.zip"
+    return f"{seeds[0]:06d}-{seeds[-1]:06d}{suffix}"
 
 
-def _write_shard(pair: Pair, seeds: list[int], path: Path, pool: ThreadPoolExecutor, bar: Any) -> None:
+def _write_shard(pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
     """Sample one shard; PNG encoding of a batch overlaps with the sampling of the next."""
     encoded: list[tuple[list[int], Future[list[bytes]]]] = []
     labels: list[int] = []
@@ -268,17 +342,35 @@ def shard_is_whole(path: Path, seeds: list[int], pair: Pair) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read(MANIFEST))
-            if manifest["digest"] != pair.digest:
-                raise InputError(
-                    f"{path}: made from another configuration ({manifest['digest'][:12]}, expected "
-                    f"{pair.digest[:12]}); move the folder away or choose another"
-                )
+            check_digest(path, manifest, pair)
             found = _digest(archive.read(f"{seed:06d}.png") for seed in seeds)
             return manifest["seeds"] == seeds and manifest["images_sha256"] == found
     except InputError:
         raise
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return False  # torn or altered: made again
+
+
+def check_digest(path: Path, manifest: dict[str, Any], pair: Pair) -> None:
+    """Raise InputError if a shard's manifest is that of another configuration."""
+    if manifest["digest"] != pair.digest:
+        raise InputError(
+            f"{path}: made from another configuration ({manifest['digest'][:12]}, expected {pair.digest[:12]}); "
+            f"move the folder away or choose another"
+        )
+
+
+IMAGES = Format(".zip", shard_is_whole, _write_shard, bytes_per_image=None)
+"""PNGs in an uncompressed zip, with a manifest."""
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """What a shard of images says of its making; None where it is torn."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return dict(json.loads(archive.read(MANIFEST)))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def read_shard(path: Path, limit: int | None = None) -> tuple[dict[str, Any], np.ndarray]:

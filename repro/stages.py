@@ -1,29 +1,46 @@
 """The pipeline's stages: each reads the active study and fills its own output folder, under a lock."""
 
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from metrics import distributed
-from metrics.files import atomic_write, folder_lock, write_text
+from metrics.files import atomic_write, folder_lock, link_or_copy, sha256_file, write_text
 from repro import acquire, digits, ema, snapshots, standin, toy, training
-from repro.evaluate import Reference, rows, sample_features, shard_features, write_rows
+from repro.evaluate import (
+    FEATURES,
+    Reference,
+    block_features,
+    extract_shards,
+    feature_format,
+    feature_manifest,
+    rows,
+    sample_features,
+    write_rows,
+)
 from repro.generate import (
     CODE_SUFFIX,
     Configuration,
+    Pair,
     generate,
     image_grid,
     load_code,
     load_pair,
     manifest_facts,
     plan_shards,
+    read_manifest,
     read_shard,
     shard_name,
 )
-from repro.study import Generate, PublishedReference, Study, Sweep, build, parse_seeds
+from repro.study import OUT, Generate, PublishedReference, Study, Sweep, build, parse_seeds
 
 MEASURES = "measures.csv"
 standin.register()
@@ -78,12 +95,21 @@ def run_reconstruct(study: Study, key: str) -> None:
     paths = sorted(source.glob("*.safetensors"))
     with folder_lock(folder):
         wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
-        missing = [std for std, path in wanted.items() if not path.exists()]
+        digest = functools.cache(sha256_file)
+        missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
         made = ema.reconstruct(paths, missing, snapshots.kimg_to_nimg(item.kimg)) if missing else {}
         for std, snapshot in made.items():
             snapshots.save(snapshot, wanted[std])
         for path in set(folder.glob("*.safetensors")) - set(wanted.values()):
             path.unlink()  # a length that the study no longer names
+
+
+def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bool:
+    """Whether `path` is a reconstruction from snapshots that still stand in `source` as they were."""
+    if not path.exists():
+        return False
+    inputs = snapshots.read_metadata(path)["reconstructed_from"]
+    return all((source / name).exists() and digest(source / name) == found for name, found in inputs.items())
 
 
 def configuration(study: Study, item: Generate) -> Configuration:
@@ -101,43 +127,78 @@ def configuration(study: Study, item: Generate) -> Configuration:
 
 
 def run_generate(study: Study, key: str) -> None:
-    """Image shards of one configuration."""
+    """Shards of one configuration: images, or their features and the first images for the report."""
     item = study.generate[key]
     folder = study.out / "samples" / key
+    device = distributed.device()
     with rank0_lock(folder):
-        paths = generate(load_pair(configuration(study, item), distributed.device()), item.all_seeds(), folder, key)
+        pair, seeds = load_pair(configuration(study, item), device), item.all_seeds()
         if distributed.rank() == 0:
-            for path in set(folder.glob("*.zip")) - set(paths):
+            _set_aside(folder, pair)
+        distributed.barrier()
+        if study.sampler.keep_images:
+            paths = generate(pair, seeds, folder, key)
+        else:
+            reference = Reference(study.out / "data" / item.data, study.evaluate, device)
+            paths = generate(pair, plan_shards(seeds, study.sampler.shard_size)[0][:PREVIEW], folder)
+            paths += generate(pair, seeds, folder, key, feature_format(reference))
+        if distributed.rank() == 0:
+            for path in {*folder.glob("*.zip"), *folder.glob(f"*{FEATURES}")} - set(paths):
                 path.unlink()  # seeds that the study no longer names
 
 
+def _set_aside(folder: Path, pair: Pair) -> None:
+    """Move shards that other settings have made to a folder beside, from where going back to those links them."""
+    for path in [*folder.glob("*.zip"), *folder.glob(f"*{FEATURES}")]:
+        manifest = read_manifest(path) if path.suffix == ".zip" else feature_manifest(path)
+        if manifest is not None and manifest["digest"] != pair.digest:
+            aside = folder.with_name(f"{folder.name}.{manifest['digest'][:12]}") / path.name
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(path, aside)
+            print(f"{path}: made with other settings, kept as {aside}")
+
+
 def run_evaluate(study: Study, key: str) -> None:
-    """Every metric of one configuration, per seed block; under torchrun the ranks share the blocks."""
+    """Every metric of one configuration, per seed block; under torchrun the ranks share shards, then blocks."""
     item = study.generate[key]
     folder, samples = study.out / "results" / key, study.out / "samples" / key
+    features_folder = study.out / "features" / key
     device = distributed.device()
     reference = Reference(study.out / "data" / item.data, study.evaluate, device)
     shards = plan_shards(item.all_seeds(), study.sampler.shard_size)
     with rank0_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        features_folder.mkdir(parents=True, exist_ok=True)
+        if study.sampler.keep_images:
+            images = [samples / shard_name(members) for members in shards]
+            kept = extract_shards(images, features_folder, reference, f"{key} features")
+        else:
+            kept = [samples / shard_name(members, FEATURES) for members in shards]
         parts = [folder / f"block-{block}.csv" for block in item.seeds]
         for block, part in list(zip(item.seeds, parts, strict=True))[distributed.rank() :: distributed.world_size()]:
             members = parse_seeds(block)
-            paths = [samples / shard_name(s) for s in shards if s[0] <= members[-1] and members[0] <= s[-1]]
-            manifest, features = shard_features(paths, members, reference)
-            common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
-            write_rows(part, rows(manifest, common, features, reference, device))
+            inside = [s[0] <= members[-1] and members[0] <= s[-1] for s in shards]
+            manifest, features = block_features(list(itertools.compress(kept, inside)), members)
+            write_rows(part, rows(manifest, features, reference, device))
         distributed.barrier()
         if distributed.rank() == 0:
-            _gather(parts, folder / MEASURES)
-            _write_preview(folder, samples / shard_name(shards[0]))
+            common = {"study": study.study, "configuration": key, "method": item.method}
+            blocks = zip(item.seeds, parts, strict=True)
+            _gather([(common | {"block": block}, part) for block, part in blocks], folder / MEASURES)
+            for path in set(features_folder.glob(f"*{FEATURES}")) - set(kept):
+                path.unlink()  # of shards that are no more
+            first = shards[0] if study.sampler.keep_images else shards[0][:PREVIEW]
+            _write_preview(folder, samples / shard_name(first))
 
 
-def _gather(parts: list[Path], target: Path) -> None:
-    """Join the rows of `parts` into `target`."""
-    found = pd.concat([pd.read_csv(part) for part in parts])
+def _gather(parts: list[tuple[dict[str, Any], Path]], target: Path) -> None:
+    """Join the rows of files, each after the given columns, into `target`; every text stays as it is."""
+    frames = []
+    for common, part in parts:
+        rows = pd.read_csv(part, dtype=str, keep_default_na=False)
+        frames.append(rows.assign(**common)[[*common, *rows.columns]])
     with atomic_write(target) as temporary:
-        found.to_csv(temporary, index=False)
+        pd.concat(frames).to_csv(temporary, index=False)
 
 
 def _write_preview(folder: Path, shard: Path) -> None:
@@ -150,26 +211,44 @@ def _write_preview(folder: Path, shard: Path) -> None:
 
 
 def run_sweep(study: Study, key: str) -> None:
-    """One sensitivity curve; finished values are kept, and under torchrun the ranks share the values."""
+    """One sensitivity curve; finished values are kept, and under torchrun the ranks share the values.
+
+    A point that any study's curve holds already (the unguided one, say) is taken from there.
+    """
     sweep = study.sweeps[key]
     folder = study.out / "results" / key
     device = distributed.device()
     reference = Reference(study.out / "data" / sweep.data, study.evaluate, device)
+    common = {"study": study.study, "configuration": key, "method": sweep.method, "block": sweep.seeds}
     with rank0_lock(folder):
         parts = []
-        for number, value in enumerate(sweep.values):
-            pair = load_pair(configuration(study, sweep_point(sweep, value)), device)
-            part = folder / "points" / f"{pair.digest[:16]}-{sweep.seeds}.csv"
-            parts.append(part)
+        for number, (value, pair) in enumerate(_points(study, sweep, device)):
+            part = folder / "points" / f"{reference.digest(pair, sweep.seeds)[:16]}.csv"
+            curve = {"sweep": key, "axis": sweep.axis, "axis_value": value}
+            parts.append((common | curve, part))
             if number % distributed.world_size() != distributed.rank() or part.exists():
                 continue
+            elsewhere = next(OUT.glob(f"*/results/*/points/{part.name}"), None)
+            if elsewhere is not None:
+                link_or_copy(elsewhere, part)
+                continue
             features = sample_features(pair, parse_seeds(sweep.seeds), reference, f"{key} {value}")
-            common = {"study": study.study, "configuration": key, "method": sweep.method, "block": sweep.seeds}
-            curve = {"sweep": key, "axis": sweep.axis, "axis_value": value}
-            write_rows(part, rows(manifest_facts(pair), common | curve, features, reference, device))
+            write_rows(part, rows(manifest_facts(pair), features, reference, device))
         distributed.barrier()
         if distributed.rank() == 0:
             _gather(parts, folder / MEASURES)
+
+
+def _points(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
+    """The values of a sweep with their networks; all weights share one loaded pair."""
+    if sweep.axis != "guidance":
+        for value in sweep.values:
+            yield value, load_pair(configuration(study, sweep_point(sweep, value)), device)
+        return
+    guided = next((value for value in sweep.values if value != 1), 1.0)
+    pair = load_pair(configuration(study, sweep_point(sweep, guided)), device)
+    for value in sweep.values:
+        yield value, pair.with_guidance(value)
 
 
 def sweep_point(sweep: Sweep, value: float) -> Generate:

@@ -1,0 +1,210 @@
+"""The sampling and measuring stages on golden networks: what is kept, shared, set aside and made again."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metrics.files import InputError
+from repro import evaluate, generate, snapshots, stages
+from repro import study as studies
+from repro.study import Study
+
+MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"
+
+
+def study(golden: Path, name: str = "first", **changes: Any) -> Study:
+    common = {"data": "digits", "main": MAIN, "seeds": ["0-7", "8-15"]}
+    sweep = {"method": "x", "main_set": "nets", "main": "main.safetensors", "guide_set": "nets", "guidance": 2.0}
+    sweep |= {"data": "digits", "axis": "guidance", "values": [1.0, 2.0], "seeds": "100-107"}
+    raw = {
+        "study": name,
+        "launcher": "python",
+        "toy": {},
+        "data": {"digits": {"kind": "digits", "settings": {"num_reference": 256, "classifier_steps": 5}}},
+        "networks": {"nets": {"fetch": ["main.pkl", "guide.pkl", "uncond.pkl"]}},
+        "reconstruct": {},
+        "sampler": {"num_steps": 3, "batch_size": 4, "shard_size": 6},
+        "evaluate": {"detectors": ["digits"], "metrics": ["fd", "precision_recall"], "num_real": 64},
+        "generate": {
+            "unguided": {"method": "unguided", "guide": MAIN, "guidance": 1.0, **common},
+            "autoguidance": {"method": "autoguidance", "guide": GUIDE, "guidance": 1.5, **common},
+        },
+        "sweeps": {
+            "autoguidance-weight": {**sweep, "guide": "guide.safetensors"},
+            "cfg-weight": {**sweep, "guide": "uncond.safetensors"},
+        },
+        "sources": [f"file://{golden}"],
+    }
+    return studies.build(Study, raw | changes)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and networks of the study `first`."""
+    folder = tmp_path_factory.mktemp("stages")
+    golden = Path(__file__).parents[1] / "data" / "golden"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stages.run_data(study(golden), "digits")
+        stages.run_networks(study(golden), "nets")
+    return folder
+
+
+@pytest.fixture
+def first(prepared: Path, tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    shutil.copytree(prepared, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return study(golden)
+
+
+def measures(of: Study, key: str) -> pd.DataFrame:
+    return pd.read_csv(of.out / "results" / key / "measures.csv")
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
+    calls: list[None] = []
+    real = getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_features_are_extracted_once_per_shard(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.run_generate(first, "unguided")
+    calls = count_calls(monkeypatch, evaluate, "extract")
+    stages.run_evaluate(first, "unguided")
+    assert len(calls) == 3
+    before = measures(first, "unguided")
+    shutil.rmtree(first.out / "results")
+    stages.run_evaluate(first, "unguided")
+    assert len(calls) == 3
+    pd.testing.assert_frame_equal(measures(first, "unguided"), before)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "of other images"])
+def test_damaged_features_are_made_again(first: Study, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    stages.run_generate(first, "unguided")
+    stages.run_evaluate(first, "unguided")
+    before = measures(first, "unguided")
+    a, b, _ = sorted((first.out / "features" / "unguided").glob("*.npz"))
+    sound = bytearray(a.read_bytes())
+    if damage == "truncated":
+        a.write_bytes(sound[:-50])
+    elif damage == "altered":
+        sound[sound.index(b"features_digits.npy") + 400] ^= 1
+        a.write_bytes(sound)
+    else:
+        shutil.copy(b, a)
+    calls = count_calls(monkeypatch, evaluate, "extract")
+    stages.run_evaluate(first, "unguided")
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(measures(first, "unguided"), before)
+
+
+def test_without_images_the_same_is_measured(first: Study) -> None:
+    stages.run_generate(first, "autoguidance")
+    stages.run_evaluate(first, "autoguidance")
+    expected = measures(first, "autoguidance")
+    bare = replace(first, study="bare", sampler=replace(first.sampler, keep_images=False))
+    shutil.copytree(first.out / "data", bare.out / "data")
+    shutil.copytree(first.out / "networks", bare.out / "networks")
+    stages.run_generate(bare, "autoguidance")
+    names = [path.name for path in sorted((bare.out / "samples" / "autoguidance").iterdir())]
+    assert names == ["000000-000005.npz", "000000-000005.zip", "000006-000011.npz", "000012-000015.npz"]
+    before = {path: path.stat().st_mtime_ns for path in (bare.out / "samples").glob("*/*")}
+    stages.run_generate(bare, "autoguidance")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stages.run_evaluate(bare, "autoguidance")
+    found = measures(bare, "autoguidance")
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-4)
+    same = [name for name in found.columns if name not in ("study", "value", "commit")]
+    pd.testing.assert_frame_equal(found[same], expected[same])
+    assert (bare.out / "results" / "autoguidance" / "grid.png").exists()
+
+
+def test_another_study_links_the_same_shards(
+    first: Study, prepared: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.run_generate(first, "autoguidance")
+    second = study(golden, "second")
+    shutil.copytree(first.out / "networks", second.out / "networks")
+    monkeypatch.setattr(generate, "sample_batch", lambda *_: pytest.fail("sampled again"))
+    stages.run_generate(second, "autoguidance")
+    for shard in (first.out / "samples" / "autoguidance").glob("*.zip"):
+        assert (second.out / "samples" / "autoguidance" / shard.name).samefile(shard)
+
+
+def test_another_weight_sets_shards_aside_and_the_old_one_takes_them_back(
+    first: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages.run_generate(first, "autoguidance")
+    folder = first.out / "samples" / "autoguidance"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.zip")}
+    item = replace(first.generate["autoguidance"], guidance=2.0)
+    stages.run_generate(replace(first, generate={"autoguidance": item}), "autoguidance")
+    assert "made with other settings" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.glob("*.zip")} != before
+    monkeypatch.setattr(generate, "sample_batch", lambda *_: pytest.fail("sampled again"))
+    stages.run_generate(first, "autoguidance")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.zip")} == before
+
+
+def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch, stages, "sample_features")
+    loads = count_calls(monkeypatch, stages, "load_pair")
+    stages.run_sweep(first, "autoguidance-weight")
+    stages.run_sweep(first, "cfg-weight")
+    assert len(calls) == 3  # w = 1 once, w = 2 twice
+    assert len(loads) == 2  # one pair serves all weights of a curve
+    a, b = measures(first, "autoguidance-weight"), measures(first, "cfg-weight")
+    unguided = [curve[curve["axis_value"] == 1].reset_index(drop=True) for curve in (a, b)]
+    same = [name for name in a.columns if name not in ("configuration", "sweep")]
+    pd.testing.assert_frame_equal(unguided[0][same], unguided[1][same])
+    assert set(a["sweep"]) == {"autoguidance-weight"}
+    assert set(b["sweep"]) == {"cfg-weight"}
+    guided = [curve[curve["axis_value"] == 2]["value"].to_numpy() for curve in (a, b)]
+    assert (guided[0] != guided[1]).any()
+
+
+def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = sorted((golden / "raw-snapshots").glob("*.pkl"))
+    name = snapshots.parse_name(raw[-1].name)
+    assert name is not None
+    source = studies.OUT / "first" / "networks" / "nets"
+    for path in raw:
+        snapshots.convert(path, source / path.with_suffix(".safetensors").name)
+    item = {"full": {"source": "nets", "kimg": name.kimg, "ema_stds": [0.07]}}
+    changed = study(golden, reconstruct=item, generate={}, sweeps={})
+    calls = count_calls(monkeypatch, stages.ema, "reconstruct")
+    stages.run_reconstruct(changed, "full")
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 1
+    path = source / raw[0].with_suffix(".safetensors").name
+    other = snapshots.load(path)
+    for parameter in other.network.parameters():
+        parameter.data *= 1.5
+    snapshots.save(other, path)
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 2
+
+
+def test_a_weight_needs_a_guide(first: Study) -> None:
+    pair = generate.load_pair(stages.configuration(first, first.generate["unguided"]), generate.torch.device("cpu"))
+    with pytest.raises(InputError, match=r"guidance 2\.0 needs a guide"):
+        pair.with_guidance(2.0)
+
+
+def test_batches_ahead_come_in_order() -> None:
+    for ahead in (0, 1, 3):
+        items = [range(i) for i in range(5)]
+        assert list(generate._ahead(len, items, ahead)) == [0, 1, 2, 3, 4]
