@@ -125,10 +125,10 @@ def reconstruct_command(snapshots: tuple[Path, ...], stds: tuple[float, ...], ni
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
 def report_command(publish: bool) -> None:
     """Tables, figures and report.html of the active study, from its measures."""
-    from repro import measures, published, report
+    from repro import report
 
     study = studies.load()
-    folder = report.report(study, published.judge(study, measures.read(study)))
+    folder = report.report(study)
     if publish:
         report.publish(study)
     click.echo(report.summary(study))

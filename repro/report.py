@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from metrics.files import InputError, atomic_write, write_json, write_text
-from repro import claims, comparison, measures, page, tables, views
+from repro import comparison, measures, page, published, tables, views
 from repro.gallery import draw_figures, read_previews
 from repro.study import Study
 from repro.tables import Table
@@ -21,12 +21,11 @@ CLAIMS_CAPTION = (
 )
 
 
-def report(study: Study, verdicts: pd.DataFrame | None = None) -> Path:
+def report(study: Study) -> Path:
     """Write tables, figures and report.html of what is measured so far; returns the folder out/STUDY/report.
 
     Also writes out/STUDY/metrics.json and out/STUDY/sensitivity.csv, which DVC shows. A study that is half run
-    gives a report that says what is missing. `verdicts`: published values and how the measured ones compare, as
-    `repro.published` judges them; without them there is no table against the paper.
+    gives a report that says what is missing.
 
     Raises:
         InputError: a result file is broken.
@@ -42,7 +41,7 @@ def report(study: Study, verdicts: pd.DataFrame | None = None) -> Path:
     with atomic_write(study.out / "sensitivity.csv") as temporary:
         curves.to_csv(temporary, index=False)
     for table in study_tables(study):
-        rows = _table_rows(study, table, summary, curves, verdicts)
+        rows = _table_rows(study, table, found, summary, curves)
         if rows is not None:
             tables.write(table, rows, folder)
     drawn = draw_figures(study, folder, summary, curves, previews)
@@ -54,8 +53,7 @@ def study_tables(study: Study) -> list[Table]:
     """The tables that a study has, in the order of the report."""
     name = comparison.NAMES.get(study.study, "published")
     found = [Table(name, "Measured and published", comparison.CAPTION, comparison.view, judges="published values")]
-    if study.toy or claims.image_claims(study):
-        found.append(Table("claims", "Claims of the paper", CLAIMS_CAPTION, tables.claims_view, judges="claims"))
+    found.append(Table("claims", "Claims of the paper", CLAIMS_CAPTION, tables.claims_view, judges="claims"))
     if study.toy:
         found.append(
             Table(
@@ -95,13 +93,15 @@ def written_tables(study: Study, folder: Path) -> list[Table]:
 
 
 def _table_rows(
-    study: Study, table: Table, summary: pd.DataFrame, curves: pd.DataFrame, verdicts: pd.DataFrame | None
+    study: Study, table: Table, found: pd.DataFrame, summary: pd.DataFrame, curves: pd.DataFrame
 ) -> pd.DataFrame | None:
-    """What the CSV of a table holds; None where nothing is published."""
+    """What the CSV of a table holds; None where nothing is published or claimed."""
     if table.view is comparison.view:
-        return None if verdicts is None or verdicts.empty else comparison.join(summary, verdicts)
+        cells = published.judge(study, found)
+        return None if cells.empty else comparison.join(summary, cells)
     if table.name == "claims":
-        return claims.judge(study, summary)
+        tested = published.all_claims(study, found)
+        return None if tested.empty else tested
     if table.name == "toy":
         return summary[summary["section"] == "toy"]
     if table.name == "sensitivity":

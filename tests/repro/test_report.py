@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 import repro.study as studies
 from metrics.files import InputError
-from repro import claims, comparison, figures, measures, views
+from repro import claims, comparison, figures, measures, published, views
 from repro.gallery import curve_families, draw_figures, read_previews
 from repro.report import BEGIN, END, publish, readme_block, report, summary
 from repro.tables import claims_view, configurations_view
@@ -111,7 +111,7 @@ def sweep_rows(study, key, rng):
     for value in sweep.values:
         off = value - (1.5 if sweep.axis == "guidance" else 0.1)
         guided = DIGITS.get(sweep.method, DIGITS["cfg"]) if value != 1 else DIGITS["unguided"]
-        ids = {"study": "default", "configuration": key, "method": sweep.method, "block": sweep.seeds}
+        ids = {"study": "default", "configuration": key, "method": sweep.method, "block": sweep.seeds[0]}
         curve = {"sweep": key, "axis": sweep.axis, "axis_value": value, "num_images": 512, "guidance": sweep.guidance}
         for name, at_best in zip(NAMES, guided, strict=True):
             bent = at_best + 0.08 * off * off * (1 if name == "fd_digits" else -1) + 0.01 * rng.standard_normal()
@@ -276,7 +276,7 @@ def test_missing_seed_blocks_are_named(half):
     assert "±" not in row[-1].text
 
 
-def test_published_values_come_first_in_the_report(half):
+def test_published_values_come_first_in_the_report(half, monkeypatch):
     verdicts = pd.DataFrame(
         {
             "configuration": ["digits-autoguidance", "digits-cfg"],
@@ -287,7 +287,8 @@ def test_published_values_come_first_in_the_report(half):
             "reason": [None, "not run"],
         }
     )
-    folder = report(half, verdicts)
+    monkeypatch.setattr(published, "judge", lambda *_: verdicts)
+    folder = report(half)
     page = (folder / "report.html").read_text()
     assert "1 of 2</b>published values: reproduced" in page
     assert page.index('id="table-published"') < page.index('id="table-digits"')
