@@ -151,7 +151,7 @@ def _samples(study: Study, speed: float) -> Iterator[dict[str, object]]:
         guided, number = item.guidance != 1, len(item.all_seeds())
         yield _sampling(study, f"generate@{key}", pair, item.interval, guided, number, speed, kept=True)
     for key, sweep in study.sweeps.items():
-        number = len(parse_seeds(sweep.seeds)) * len(sweep.values)
+        number = sum(len(parse_seeds(block)) for block in sweep.seeds) * len(sweep.values)
         pair = (f"{sweep.main_set}/", f"{sweep.guide_set}/")
         yield _sampling(study, f"sweep@{key}", pair, sweep.interval, True, number, speed, kept=False)
 

@@ -36,8 +36,8 @@ class Shape:
 def judge(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
     """One row per claim that the study's sweeps allow; columns `repro.claims.COLUMNS`.
 
-    `value` and `against_value` are widths of curves, least values, or places of the minimum. A curve has one seed
-    block, so that a claim holds or does not, without a spread.
+    `value` and `against_value` are widths of curves, least values, or places of the minimum, of the means over seed
+    blocks; a claim holds or does not, without a spread.
     """
     return pd.DataFrame([_row(shape, curves) for shape in shapes(study)], columns=claims.COLUMNS)
 

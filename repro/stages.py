@@ -211,7 +211,7 @@ def _write_preview(folder: Path, shard: Path) -> None:
 
 
 def run_sweep(study: Study, key: str) -> None:
-    """One sensitivity curve; finished values are kept, and under torchrun the ranks share the values.
+    """One sensitivity curve; finished points are kept, and under torchrun the ranks share them.
 
     A point that any study's curve holds already (the unguided one, say) is taken from there.
     """
@@ -219,12 +219,13 @@ def run_sweep(study: Study, key: str) -> None:
     folder = study.out / "results" / key
     device = distributed.device()
     reference = Reference(study.out / "data" / sweep.data, study.evaluate, device)
-    common = {"study": study.study, "configuration": key, "method": sweep.method, "block": sweep.seeds}
+    common = {"study": study.study, "configuration": key, "method": sweep.method}
     with rank0_lock(folder):
         parts = []
-        for number, (value, pair) in enumerate(_points(study, sweep, device)):
-            part = folder / "points" / f"{reference.digest(pair, sweep.seeds)[:16]}.csv"
-            curve = {"sweep": key, "axis": sweep.axis, "axis_value": value}
+        points = ((value, pair, block) for value, pair in _pairs(study, sweep, device) for block in sweep.seeds)
+        for number, (value, pair, block) in enumerate(points):
+            part = folder / "points" / f"{reference.digest(pair, block)[:16]}.csv"
+            curve = {"block": block, "sweep": key, "axis": sweep.axis, "axis_value": value}
             parts.append((common | curve, part))
             if number % distributed.world_size() != distributed.rank() or part.exists():
                 continue
@@ -232,14 +233,14 @@ def run_sweep(study: Study, key: str) -> None:
             if elsewhere is not None:
                 link_or_copy(elsewhere, part)
                 continue
-            features = sample_features(pair, parse_seeds(sweep.seeds), reference, f"{key} {value}")
+            features = sample_features(pair, parse_seeds(block), reference, f"{key} {value}")
             write_rows(part, rows(manifest_facts(pair), features, reference, device))
         distributed.barrier()
         if distributed.rank() == 0:
             _gather(parts, folder / MEASURES)
 
 
-def _points(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
+def _pairs(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
     """The values of a sweep with their networks; all weights share one loaded pair."""
     if sweep.axis != "guidance":
         for value in sweep.values:
@@ -266,7 +267,7 @@ def sweep_point(sweep: Sweep, value: float) -> Generate:
         guide=f"{sweep.guide_set}/{guide}",
         guidance=guidance,
         data=sweep.data,
-        seeds=[sweep.seeds],
+        seeds=sweep.seeds,
         interval=sweep.interval,
         main_corruption=sweep.main_corruption,
         guide_corruption=sweep.guide_corruption,

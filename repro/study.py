@@ -196,8 +196,8 @@ class Sweep:
     axis: str
     """What varies: guidance, main_ema or guide_ema."""
     values: list[float]
-    seeds: str
-    """One seed block, apart from the report blocks."""
+    seeds: list[str]
+    """Seed blocks, apart from those of the tables; several give the curve a band."""
     interval: list[int] | None = None
     main_corruption: dict[str, float] = field(default_factory=dict)
     """As in `Generate`."""
@@ -206,7 +206,8 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.axis not in ("guidance", "main_ema", "guide_ema"):
             raise InputError(f"axis '{self.axis}': expected guidance, main_ema or guide_ema")
-        parse_seeds(self.seeds)
+        for block in self.seeds:
+            parse_seeds(block)
 
 
 @dataclass(frozen=True)

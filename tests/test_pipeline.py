@@ -72,7 +72,7 @@ def miniature() -> dict[str, Any]:
                 "data": "mini-digits",
                 "axis": "guide_ema",
                 "values": [0.1, 0.15],
-                "seeds": "1000-1063",
+                "seeds": ["1000-1063"],
             }
         },
     }

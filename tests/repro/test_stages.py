@@ -20,7 +20,7 @@ MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/u
 def study(golden: Path, name: str = "first", **changes: Any) -> Study:
     common = {"data": "digits", "main": MAIN, "seeds": ["0-7", "8-15"]}
     sweep = {"method": "x", "main_set": "nets", "main": "main.safetensors", "guide_set": "nets", "guidance": 2.0}
-    sweep |= {"data": "digits", "axis": "guidance", "values": [1.0, 2.0], "seeds": "100-107"}
+    sweep |= {"data": "digits", "axis": "guidance", "values": [1.0, 2.0], "seeds": ["100-107", "108-115"]}
     raw = {
         "study": name,
         "launcher": "python",
@@ -163,7 +163,7 @@ def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.Monke
     loads = count_calls(monkeypatch, stages, "load_pair")
     stages.run_sweep(first, "autoguidance-weight")
     stages.run_sweep(first, "cfg-weight")
-    assert len(calls) == 3  # w = 1 once, w = 2 twice
+    assert len(calls) == 6  # in two blocks, w = 1 once and w = 2 twice
     assert len(loads) == 2  # one pair serves all weights of a curve
     a, b = measures(first, "autoguidance-weight"), measures(first, "cfg-weight")
     unguided = [curve[curve["axis_value"] == 1].reset_index(drop=True) for curve in (a, b)]

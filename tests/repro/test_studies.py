@@ -227,8 +227,9 @@ def test_sweeps_use_seeds_that_no_table_uses() -> None:
         study = load(name)
         used = {seed for item in study.generate.values() for seed in item.all_seeds()}
         for sweep in study.sweeps.values():
-            assert used.isdisjoint(studies.parse_seeds(sweep.seeds))
-            assert len(studies.parse_seeds(sweep.seeds)) == 50_000
+            for block in sweep.seeds:
+                assert used.isdisjoint(studies.parse_seeds(block))
+                assert len(studies.parse_seeds(block)) == 50_000
 
 
 def test_corruptions_pair_matching_and_mismatching_defects() -> None:
