@@ -198,6 +198,12 @@ def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Pat
     process = project.start("repro", "networks")
     wait_for(lambda: any(out.glob("networks/mini-main-run/checkpoint.pt")), process)
     kill(process)
+    project.dvc("repro", "networks")
+
+    # While EMA networks are reconstructed.
+    process = project.start("repro", "reconstruct")
+    wait_for(lambda: any(out.glob("networks/mini-main/*.safetensors")), process)
+    kill(process)
     project.dvc("repro", "reconstruct")
     assert project.digests("mini/networks/*/*.safetensors") == undisturbed.digests("mini/networks/*/*.safetensors")
 
@@ -209,6 +215,16 @@ def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Pat
     project.dvc("repro", "generate")
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert project.digests("mini/samples/*/*.zip") == undisturbed.digests("mini/samples/*/*.zip")
+
+    # While features are extracted, and while a curve is measured: finished parts stay.
+    for stage, part in (("evaluate", "features/*/*.npz"), ("sweep", "results/mini-sweep/points/*.csv")):
+        process = project.start("repro", stage)
+        wait_for(lambda pattern=part: any(out.glob(pattern)), process)
+        kill(process)
+        first = {path: path.stat().st_mtime_ns for path in out.glob(part)}
+        project.dvc("repro", stage)
+        assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert project.digests("mini/results/*/measures.csv") == undisturbed.digests("mini/results/*/measures.csv")
 
 
 def test_two_processes_make_identical_shards(undisturbed: Project, tmp_path: Path) -> None:

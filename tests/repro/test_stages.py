@@ -1,6 +1,8 @@
 """The sampling and measuring stages on golden networks: what is kept, shared, set aside and made again."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from metrics.files import InputError
 from repro import evaluate, generate, snapshots, stages
@@ -17,11 +20,12 @@ from repro.study import Study
 MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"
 
 
-def study(golden: Path, name: str = "first", **changes: Any) -> Study:
+def raw(golden: Path, name: str) -> dict[str, Any]:
+    """A study as YAML has it: two configurations of two blocks, two curves."""
     common = {"data": "digits", "main": MAIN, "seeds": ["0-7", "8-15"]}
     sweep = {"method": "x", "main_set": "nets", "main": "main.safetensors", "guide_set": "nets", "guidance": 2.0}
     sweep |= {"data": "digits", "axis": "guidance", "values": [1.0, 2.0], "seeds": ["100-107", "108-115"]}
-    raw = {
+    return {
         "study": name,
         "launcher": "python",
         "toy": {},
@@ -40,7 +44,10 @@ def study(golden: Path, name: str = "first", **changes: Any) -> Study:
         },
         "sources": [f"file://{golden}"],
     }
-    return studies.build(Study, raw | changes)
+
+
+def study(golden: Path, name: str = "first", **changes: Any) -> Study:
+    return studies.build(Study, raw(golden, name) | changes)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +203,53 @@ def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, mo
     snapshots.save(other, path)
     stages.run_reconstruct(changed, "full")
     assert len(calls) == 2
+
+
+def test_two_runs_at_once_leave_the_shards_of_one(first: Study, golden: Path) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
+    command = [sys.executable, "-m", "repro", "stage", "generate", "autoguidance"]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0], [run.stderr.read() for run in runs if run.stderr]
+    folder = first.out / "samples" / "autoguidance"
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    stages.run_generate(first, "autoguidance")
+    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=4m tmpfs small
+cp -r "$1"/. small
+cp params.yaml small
+cd small
+head -c 8M /dev/zero >ballast || true
+truncate -s -8K ballast
+"$2" -m repro stage generate autoguidance && exit 1
+find out -name '*.zip' -o -name '*.tmp' | grep . && exit 1
+rm ballast
+"$2" -m repro stage generate autoguidance
+cp out/first/samples/autoguidance/*.zip "$3"
+"""
+
+
+def test_a_full_disk_is_said_and_the_rest_comes_when_there_is_room(
+    first: Study, prepared: Path, golden: Path, tmp_path: Path
+) -> None:
+    command = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("no file system of a given size can be mounted here")
+    for name in ("small", "result"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
+    arguments = [str(prepared), sys.executable, str(tmp_path / "result")]
+    done = subprocess.run(
+        [*command, "sh", "-e", "-c", FULL_DISK, "sh", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no space left on the disk" in done.stderr
+    stages.run_generate(first, "autoguidance")
+    expected = {p.name: p.read_bytes() for p in (first.out / "samples" / "autoguidance").glob("*.zip")}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "result").iterdir()} == expected
 
 
 def test_a_weight_needs_a_guide(first: Study) -> None:
