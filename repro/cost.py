@@ -23,6 +23,7 @@ LATENT = {512: (64, 4), 64: (64, 3)}  # image resolution -> resolution and chann
 VAE_GFLOPS = 1260.9  # decoding a 512 x 512 image
 NORMALIZE = 3  # operations per weight of the published per-evaluation weight normalisation: square, divide, scale
 BYTES = {512: 420_000, 64: 9_000}  # of a PNG, typical
+FEATURE_BYTES = 4 * (2048 + 1024)  # of an image's features, Inception's and DINOv2's
 # Published throughput in images/s of one A100 (EDM2 table 6): Tflops per image, guided, images/s.
 THROUGHPUT = np.array(
     [
@@ -149,11 +150,14 @@ def _samples(study: Study, speed: float) -> Iterator[dict[str, object]]:
     for key, item in study.generate.items():
         pair = (item.main, item.guide)
         guided, number = item.guidance != 1, len(item.all_seeds())
-        yield _sampling(study, f"generate@{key}", pair, item.interval, guided, number, speed, kept=True)
+        row = _sampling(study, f"generate@{key}", pair, item.interval, guided, number, speed)
+        run = _run_of_set(study, item.main.split("/")[0])
+        image = BYTES[run.resolution] if run is not None and study.sampler.keep_images else 0
+        yield row | {"disk_gb": number * (image + FEATURE_BYTES) / 1e9}
     for key, sweep in study.sweeps.items():
         number = sum(len(parse_seeds(block)) for block in sweep.seeds) * len(sweep.values)
         pair = (f"{sweep.main_set}/", f"{sweep.guide_set}/")
-        yield _sampling(study, f"sweep@{key}", pair, sweep.interval, True, number, speed, kept=False)
+        yield _sampling(study, f"sweep@{key}", pair, sweep.interval, True, number, speed)
 
 
 def _sampling(
@@ -164,7 +168,6 @@ def _sampling(
     guided: bool,
     images: int,
     speed: float,
-    kept: bool,
 ) -> dict[str, object]:
     main, guide = (_run_of_set(study, path.split("/")[0]) for path in pair)
     guide = guide if guided else None
@@ -178,7 +181,6 @@ def _sampling(
         "network_gflops": count(main).gflops + (0 if guide is None else count(guide).gflops),
         "tflops_per_image": tflops,
         "gpu_hours": images * seconds_per_image(tflops, guided) / 3600 / speed,
-        "disk_gb": images * BYTES[main.resolution] / 1e9 if kept else 0.0,
         "basis": "counted arithmetic, published A100 throughput" + ("" if speed == 1 else f" x {speed:g}"),
     }
 

@@ -1,5 +1,6 @@
 """Counted cost against the published parameter counts, Gflops and throughputs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def test_a_faster_gpu_takes_less_time() -> None:
     study = studies.load(ROOT / "studies" / "imagenet64.yaml")
     slow, fast = (cost.cost(study, speed)["gpu_hours"].iloc[-1] for speed in (1.0, 2.5))
     assert slow / fast == pytest.approx(2.5)
+
+
+def test_without_images_a_study_needs_little_disk() -> None:
+    study = studies.load(ROOT / "studies" / "corruptions512.yaml")
+    bare = replace(study, sampler=replace(study.sampler, keep_images=False))
+    disk = [cost.cost(each).set_index("stage")["disk_gb"].filter(like="generate@").sum() for each in (study, bare)]
+    assert disk[0] == pytest.approx(1_050_000 * (420_000 + 12_288) / 1e9)
+    assert disk[1] == pytest.approx(1_050_000 * 12_288 / 1e9)

@@ -108,6 +108,19 @@ def test_a_manifest_tells_how_the_images_were_made(pair: Pair, tmp_path: Path) -
     assert manifest["versions"]["torch"] == torch.__version__
 
 
+def test_compiling_networks_is_part_of_the_configuration(
+    configuration: Configuration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[generate.Precond] = []
+    monkeypatch.setattr(generate.Precond, "compile", compiled.append)
+    plain = generate.load_pair(configuration, CPU)
+    assert compiled == []
+    sampler = replace(configuration.sampler, compile=True)
+    pair = generate.load_pair(replace(configuration, sampler=sampler), CPU)
+    assert compiled == [pair.main, pair.guide]
+    assert pair.digest != plain.digest
+
+
 def test_the_same_network_as_its_own_guide_is_refused(configuration: Configuration) -> None:
     with pytest.raises(InputError, match="same network"):
         generate.load_pair(replace(configuration, guide=configuration.main), CPU)
