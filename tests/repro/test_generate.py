@@ -112,7 +112,7 @@ def test_compiling_networks_is_part_of_the_configuration(
     configuration: Configuration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[generate.Precond] = []
-    monkeypatch.setattr(generate.Precond, "compile", compiled.append)
+    monkeypatch.setattr(generate.Precond, "compile", lambda network: compiled.append(network))
     plain = generate.load_pair(configuration, CPU)
     assert compiled == []
     sampler = replace(configuration.sampler, compile=True)
