@@ -1,6 +1,6 @@
 """Figures of a study, all in one style: legible at column width, safe for colour-blind readers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,10 @@ WEIGHT_LABEL = "guidance weight w"
 EMA_LABEL = r"EMA length $\sigma_{\mathrm{rel}}$"
 
 
-def colour(name: str, place: int) -> str:
-    """A method's colour, the same in every figure; others by their place in the figure."""
-    free = [c for c in PALETTE if c not in COLOURS.values()]
+def colour(name: str, place: int, beside: Iterable[str] = tuple(COLOURS)) -> str:
+    """A method's colour, the same in every figure; others by their place in the figure, apart from the methods' that
+    stand `beside`."""
+    free = [c for c in PALETTE if c not in {COLOURS.get(other) for other in beside}]
     return COLOURS.get(name) or free[place % len(free)]
 
 
@@ -91,7 +92,7 @@ def draw_curves(points: pd.DataFrame, labels: dict[str, str], xlabel: str) -> Fi
     for ax, name in zip(grid.flat, metrics, strict=False):
         for place, (sweep, label) in enumerate(labels.items()):
             curve = points[(points["sweep"] == sweep) & (points["metric"] == name)].sort_values("axis_value")
-            shade = colour(label, place)
+            shade = colour(label, place, labels.values())
             marker = MARKERS[place % len(MARKERS)]
             ax.plot(curve["axis_value"], curve["mean"], color=shade, marker=marker, label=method_label(label))
             ax.fill_between(curve["axis_value"], curve["min"], curve["max"], color=shade, alpha=0.2, linewidth=0)
@@ -107,7 +108,9 @@ def _legend(figure: Figure, ax: Axes, count: int) -> None:
     """A legend above the panels, where no data can be."""
     if count > 1:
         handles, labels = ax.get_legend_handles_labels()
-        columns = min(count, 4 if figure.get_figwidth() > COLUMN else 2)
+        inches = 0.47 + 0.06 * max(map(len, labels))  # of a handle with its text, at 7 pt
+        fitting = max(1, int(figure.get_figwidth() / inches))
+        columns = min(count, 4 if figure.get_figwidth() > COLUMN else 2, fitting)
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 

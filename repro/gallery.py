@@ -12,8 +12,9 @@ from metrics.files import InputError, load_npz
 from repro import figures, measures
 from repro.measures import method_label
 from repro.page import Figure, Preview
-from repro.snapshots import parse_name
-from repro.study import Study
+from repro.shapes import METRIC_OF
+from repro.snapshots import Name, parse_name
+from repro.study import Study, Sweep
 
 HEADLINE_METHODS = ("unguided", "cfg", "autoguidance")
 
@@ -99,6 +100,10 @@ def _draw_curves(study: Study, folder: Path, curves: pd.DataFrame) -> list[Figur
     drawn = []
     for family in curve_families(study, list(dict.fromkeys(curves["sweep"]))):
         points = curves[curves["sweep"].isin(family.labels)]
+        if family.metric:
+            points = points[points["metric"] == family.metric]
+        if points.empty:
+            continue
         bands = "Bands: least to largest seed block."
         if points["blocks"].max() == 1:
             count = int(points["num_images"].max())
@@ -125,38 +130,69 @@ class CurveFamily:
     xlabel: str
     labels: dict[str, str]
     """Sweep -> name in the legend."""
+    metric: str = ""
+    """The only one that is shown; empty: all."""
 
 
 def curve_families(study: Study, measured: list[str]) -> list[CurveFamily]:
-    """Figures of the measured sweeps: methods over the weight (paper's figure 7), guides that differ from the first
-    one of their method in training (3a) or capacity (3b), and EMA lengths (3c)."""
+    """Figures of the measured sweeps: methods over the weight (paper's figure 7), each metric with the curves whose
+    settings were optimised for it; guides that differ from the first one of the same main network in training (3a) or
+    capacity (3b); corruptions (section 4); EMA lengths (3c)."""
     sweeps = {key: study.sweeps[key] for key in measured}
-    first: dict[str, str] = {}
+    weights = {k: s for k, s in sweeps.items() if s.axis == "guidance"}
     training: dict[str, str] = {}
     capacity: dict[str, str] = {}
-    for key, sweep in sweeps.items():
-        if sweep.axis != "guidance":
-            continue
-        origin = first.setdefault(sweep.method, key)
-        guide, base = parse_name(sweep.guide), parse_name(sweeps[origin].guide)
-        if key != origin and guide and base:
+    others: set[str] = set()
+    for key, sweep in weights.items():
+        origin = next(k for k, s in weights.items() if (s.method, s.main) == (sweep.method, sweep.main))
+        guide, base = _guide(study, sweep), _guide(study, weights[origin])
+        if key != origin and guide and base and guide != base:
             family = training if guide.run == base.run else capacity
             label = (lambda n: f"{n.kimg / 1000:.4g} M images") if family is training else (lambda n: n.run)
             family.setdefault(origin, label(base))
             family[key] = label(guide)
+            others.add(key)
+    methods: dict[str, dict[str, str]] = {}  # metric that the settings were optimised for, or "" -> sweep -> method
+    for key, sweep in weights.items():
+        if key not in others and not sweep.guide_corruption:
+            methods.setdefault(METRIC_OF.get(key.rpartition("-")[2], ""), {}).setdefault(key, sweep.method)
+    corrupted = {
+        k: f"{_defects(s.main_corruption)} / {_defects(s.guide_corruption)}"
+        for k, s in weights.items()
+        if s.guide_corruption
+    }
     lengths = {k: s for k, s in sweeps.items() if s.axis != "guidance"}
     roles = {"main_ema": "main network", "guide_ema": "guide"}
     several = len({s.method for s in lengths.values()}) > 1
     ema = {k: roles[s.axis] + (f", {method_label(s.method)}" if several else "") for k, s in lengths.items()}
     weight, ema_label = figures.WEIGHT_LABEL, figures.EMA_LABEL
     families = [
-        CurveFamily("sensitivity-guidance", "Sensitivity to the guidance weight", "Paper: figure 7.", weight,
-                    {key: method for method, key in first.items()}),
+        *(
+            CurveFamily("-".join(filter(None, ["sensitivity-guidance", metric])), "Sensitivity to the guidance weight",
+                        "Paper: figure 7.", weight, labels, metric)
+            for metric, labels in methods.items()
+        ),
         CurveFamily("sensitivity-training", "Guidance weight and training of the guide", "Paper: figure 3a.", weight,
                     training),
         CurveFamily("sensitivity-capacity", "Guidance weight and capacity of the guide", "Paper: figure 3b.", weight,
                     capacity),
+        CurveFamily("sensitivity-corruptions", "Guidance weight and corruptions",
+                    "Corruption of main / guide. Paper: section 4.", weight, corrupted),
         CurveFamily("sensitivity-ema", "Sensitivity to EMA lengths", "One varies, the other stays. Paper: figure 3c.",
                     ema_label, ema),
     ]  # fmt: skip
     return [family for family in families if family.labels]
+
+
+def _guide(study: Study, sweep: Sweep) -> Name | None:
+    """Training run and time of a curve's guide; post-hoc EMA keeps the names of its sources."""
+    name = parse_name(sweep.guide)
+    if name is None or sweep.guide_set not in study.reconstruct:
+        return name
+    source = study.networks[study.reconstruct[sweep.guide_set].source]
+    run = source.raw.run if source.raw else (source.train or {}).get("name")
+    return name if run is None or name.run != sweep.guide_set else name._replace(run=str(run))
+
+
+def _defects(corruption: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.0%}" for name, value in corruption.items())

@@ -64,15 +64,17 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
     columns += [metric_column(name) for name in metrics]
     lines: list[list[Cell]] = []
     rules: list[int] = []
-    for _, sweep in rows.groupby("sweep", sort=False):
+    several = rows.groupby(["method", "axis"])["sweep"].nunique()
+    for key, sweep in rows.groupby("sweep", sort=False):
         rules.append(len(lines))
+        method, axis = sweep.iloc[0]["method"], str(sweep.iloc[0]["axis"])
+        name = method_label(method) + ("" if several[method, axis] == 1 else f" ({key})")
         best = {name: _best(sweep[sweep["metric"] == name], name, "axis_value") for name in metrics}
         for value, group in sweep.groupby("axis_value"):
-            first = group.iloc[0]
             by_metric = {row["metric"]: row for row in group.to_dict("records")}
             line = [
-                Cell(method_label(first["method"])),
-                Cell(AXES[str(first["axis"])]),
+                Cell(name),
+                Cell(AXES[axis]),
                 setting_cell(value),
                 _images(group),
             ]

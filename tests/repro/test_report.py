@@ -458,6 +458,29 @@ def test_guides_of_one_method_part_into_the_papers_figures_3a_and_3b(default):
     }
 
 
+def test_curves_of_the_imagenet_studies_part_into_the_papers_figures():
+    families = {}
+    for name in ("sensitivity512", "corruptions512"):
+        study = studies.load(ROOT / "studies" / f"{name}.yaml")
+        families |= {f.name: f for f in curve_families(study, list(study.sweeps))}
+    labels = {name: list(family.labels.values()) for name, family in families.items()}
+    methods = ["autoguidance", "cfg", "interval"]
+    assert labels == {
+        "sensitivity-guidance-fid": methods,
+        "sensitivity-guidance-fd_dinov2": methods,
+        "sensitivity-training": ["134.2 M images", "67.11 M images", "268.4 M images"],
+        "sensitivity-capacity": ["edm2-img512-xs", "edm2-img512-s"],
+        "sensitivity-corruptions": [
+            "dropout 5% / dropout 10%",
+            "input noise 10% / input noise 20%",
+            "dropout 5% / input noise 20%",
+            "input noise 10% / dropout 10%",
+        ],
+        "sensitivity-ema": ["main network", "guide"],
+    }
+    assert families["sensitivity-guidance-fid"].metric == "fid"
+
+
 def test_fid_and_fd_dinov2_of_a_configuration_make_a_point():
     rows = [("a", "cfg", "fid", 2.2), ("a", "cfg", "fd_dinov2", 52.0), ("b", "autoguidance", "fid", 1.3)]
     rows += [("b", "autoguidance", "fd_dinov2", 36.0), ("c", "cfg", "fid", 9.0)]
