@@ -210,9 +210,15 @@ class ImageSet:
         num_workers: how many; None: one per core but one, 0: none, decode here.
         Raises InputError naming an image that passed the check and yet cannot be decoded.
         """
+        yield from self.map(decode, batches, num_workers)
+
+    def map(
+        self, use: Callable[[Any], Any], batches: Sequence[Sequence[int]], num_workers: int | None = None
+    ) -> Iterator[list[Any]]:
+        """Like `batches`, with what `use` makes of each image's content (what `decode` takes) in a worker process."""
         workers = max(_cores() - 1, 1) if num_workers is None else num_workers
         items = self._checked[0]
-        for results in _in_parallel(_Reader(self._sources, decode), [items[list(batch)] for batch in batches], workers):
+        for results in _in_parallel(_Reader(self._sources, use), [items[list(batch)] for batch in batches], workers):
             for result in results:
                 if isinstance(result, str):
                     raise InputError(f"{result}; its file is broken or has changed: make it again or remove it")
@@ -234,6 +240,16 @@ class ImageSet:
                 "Make them again, remove them, or leave them out with --skip-bad"
             )
         return self._items[good], [results[i] for i in good], bad
+
+    @property
+    def ignored(self) -> list[str]:
+        """Files beside the images that are not taken for images, labels apart."""
+        return [name for source in self._sources for name in source.ignored]
+
+    @cached_property
+    def skipped(self) -> list[str]:
+        """Images that cannot be used, each with the reason; always empty without `skip_bad`."""
+        return self._checked[2]
 
     @property
     def _where(self) -> str:

@@ -15,7 +15,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
@@ -44,12 +44,12 @@ class Source:
     Attributes:
         path: the folder or file.
         names: sorted POSIX paths of the images inside it.
-        others: how many images of formats that are not read lie beside them.
+        ignored: the other files beside them, labels and hidden ones apart.
     """
 
     path: Path
     names: list[str]
-    others: int = 0
+    ignored: Sequence[str] = ()
     _handle: Any = None
     _pid: int = 0
 
@@ -60,6 +60,11 @@ class Source:
     def read_labels(self) -> bytes | NDArray[np.int64] | None:
         """Content of `dataset.json`, or class numbers [N], or None where there are none."""
         return None
+
+    @property
+    def others(self) -> int:
+        """How many images of formats that are not read lie beside the images."""
+        return sum(name.lower().endswith(OTHER_IMAGE_SUFFIXES) for name in self.ignored)
 
     def _opened(self, opener: Callable[[], Handle]) -> Handle:
         if self._pid != os.getpid():
@@ -136,11 +141,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _images(names: Iterable[str]) -> tuple[list[str], int]:
-    """Sorted names of images that are not hidden, and how many others are images of formats that are not read."""
-    shown = [name for name in names if not any(map(_is_hidden, name.split("/")))]
-    images = sorted(name for name in shown if name.lower().endswith(IMAGE_SUFFIXES))
-    return images, sum(name.lower().endswith(OTHER_IMAGE_SUFFIXES) for name in shown)
+def _images(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Sorted names of images that are not hidden, and those of the other files."""
+    shown = sorted(name for name in names if name != LABELS and not any(map(_is_hidden, name.split("/"))))
+    images = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
+    return images, [name for name in shown if not name.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def _check_name(path: Path, name: str) -> None:
@@ -160,7 +165,7 @@ class FolderSource(Source):
 
     def __init__(self, path: Path, found: Iterable[str]) -> None:
         self.path = path
-        self.names, self.others = _images(found)
+        self.names, self.ignored = _images(found)
 
     def read(self, index: int) -> bytes:
         path = self.path / self.names[index]
@@ -193,7 +198,7 @@ class ZipSource(Source):
                 raise InputError(f"{path}: {name} is encrypted; make the archive without a password")
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise InputError(f"{path}: {name} is a link; make the archive with the files themselves")
-        self.names, self.others = _images(entries)
+        self.names, self.ignored = _images(entries)
         for name in self.names:
             _check_entry_size(path, name, entries[name].file_size)
         self._has_labels = LABELS in entries
@@ -227,7 +232,7 @@ class TarSource(Source):
                 if name in places:
                     raise InputError(f"{path}: names {name} twice; make the archive again")
                 places[name] = (member.offset_data, member.size)
-        self.names, self.others = _images(places)
+        self.names, self.ignored = _images(places)
         for name in self.names:
             _check_entry_size(path, name, places[name][1])
         self._places = [places[name] for name in self.names]
@@ -253,7 +258,6 @@ class ArraySource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.others = 0
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
             if "arr_0" not in entries:

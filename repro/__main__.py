@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -164,6 +165,58 @@ def fetch_command(name: str | None, offline: bool) -> None:
         os.environ[acquire.OFFLINE] = "1"
     for folder in acquire.everything(_named(name)):
         click.echo(str(folder))
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Training data: zips of square PNGs, or of VAE latents, with labels, in the layout of the EDM2 tools."""
+
+
+@data_group.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The zip to make.")
+@click.option("--resolution", type=click.IntRange(min=8), required=True, help="Side of the images: 64, 512, ...")
+@click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used, and list them in the zip.")
+@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes; one per core but one by default.")
+def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, workers: int | None) -> None:
+    """Centre crops of the images in SOURCE: a folder of class folders, any folder, zip, tar, or npz.
+
+    Grey becomes RGB, palettes and CMYK are converted, alpha is dropped, EXIF orientation is not applied, small images
+    are enlarged, as for the published reference statistics. Unusable images are an error that names them all.
+    """
+    from repro import archives
+
+    archives.convert(source, out, resolution, skip_bad, workers)
+    _echo_facts(archives.check(out))
+
+
+@data_group.command("encode")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The zip to make.")
+@click.option("--vae", default="stabilityai/sd-vae-ft-mse", show_default=True, help="Hugging Face name, or a folder.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+def data_encode(source: Path, out: Path, vae: str, batch_size: int) -> None:
+    """VAE latents (means and deviations of the posterior) of SOURCE, a zip that `data convert` made."""
+    from repro import archives
+    from repro.encoders import StabilityVAEEncoder
+
+    encoder = StabilityVAEEncoder(vae, batch_size=batch_size)
+    archives.encode(source, out, encoder, distributed.device(), batch_size)
+    _echo_facts(archives.check(out))
+
+
+@data_group.command("check")
+@click.argument("archive", type=click.Path(path_type=Path))
+def data_check(archive: Path) -> None:
+    """Read every image and label of ARCHIVE; says what it holds, or everything that is wrong with it."""
+    from repro import archives
+
+    _echo_facts(archives.check(archive))
+
+
+def _echo_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        click.echo(f"{name:15} {value}")
 
 
 @cli.command("cost")
