@@ -167,6 +167,97 @@ def fetch_command(name: str | None, offline: bool) -> None:
         click.echo(str(folder))
 
 
+@cli.command("train")
+@click.option("--preset", help="Recipe; `repro preset list --training` names them.")
+@click.option("--data", "source", type=click.Path(path_type=Path), help="Zip or folder of `repro data convert|encode`.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; an interrupted one goes on.")
+@click.option("--name", help="Run name in file names; the preset's by default.")
+@click.option("--duration", type=float, help="Training length in units of 2^20 images.")
+@click.option("--batch", type=int, help="Images per step, over all processes.")
+@click.option("--batch-gpu", type=int, help="Most images that a process takes at once.")
+@click.option("--channels", type=int, help="Width of the network.")
+@click.option("--dropout", type=float)
+@click.option("--lr", type=float, help="Peak learning rate.")
+@click.option("--cond/--uncond", "conditional", default=None, help="With or without labels.")
+@click.option("--seed", type=int)
+@click.option("--snapshot", type=float, help="Distance of snapshots in units of 2^20 images.")
+@click.option("--checkpoint", type=float, help="Distance of checkpoints in units of 2^20 images.")
+@click.option(
+    "--precision", type=click.Choice(["fp16", "bf16", "fp32"]), help="Of the U-Net; fp16 on CUDA as published."
+)
+@click.option(
+    "--vae", default="stabilityai/sd-vae-ft-mse", show_default=True, help="Decoder of latents in sample grids."
+)
+@click.option("--grid", type=int, default=0, help="Sample this many seeds into a PNG at every snapshot.")
+@click.option("--tensorboard", "board", is_flag=True, help="Also write TensorBoard's event files.")
+@click.option("--eval-ref", help="Measure distances to this reference: statistics, img512, img64, or images.")
+@click.option("--eval-images", type=int, default=5000, show_default=True)
+@click.option("--eval-every", type=float, default=64, show_default=True, help="In units of 2^20 images.")
+@click.option("--eval-detectors", default="inception", show_default=True, help="Comma-separated.")
+@click.option("--dry-run", is_flag=True, help="Print the full configuration and what it costs; touch nothing.")
+def train_command(
+    preset: str | None,
+    source: Path | None,
+    out: Path | None,
+    name: str | None,
+    duration: float | None,
+    batch: int | None,
+    batch_gpu: int | None,
+    channels: int | None,
+    dropout: float | None,
+    lr: float | None,
+    conditional: bool | None,
+    seed: int | None,
+    snapshot: float | None,
+    checkpoint: float | None,
+    precision: str | None,
+    vae: str,
+    grid: int,
+    board: bool,
+    eval_ref: str | None,
+    eval_images: int,
+    eval_every: float,
+    eval_detectors: str,
+    dry_run: bool,
+) -> None:
+    """Train a network, a guide or a main one, by a published recipe. Run under torchrun for several GPUs or machines.
+
+    SIGTERM, SIGUSR1 or Ctrl-C save a checkpoint and stop; the same command goes on from there.
+    """
+    from repro import monitor, recipes
+
+    if preset is None:
+        raise InputError(f"--preset is missing; expected one of {', '.join(recipes.RECIPES)}")
+    config = recipes.configure(
+        preset,
+        {"model_channels": channels, "dropout": dropout},
+        name=name,
+        total_nimg=_images(duration),
+        batch_size=batch,
+        device_batch_size=batch_gpu,
+        ref_lr=lr,
+        conditional=conditional,
+        seed=seed,
+        snapshot_nimg=_images(snapshot),
+        checkpoint_nimg=_images(checkpoint),
+        precision=precision,
+    )
+    if dry_run:
+        click.echo(recipes.describe(config, recipes.recipe(preset)))
+        return
+    if source is None or out is None:
+        raise InputError("--data and --out are needed (or --dry-run)")
+    distributed.init()
+    watch = monitor.Watch(out, grid, board, eval_ref, eval_images, _images(eval_every) or 1, eval_detectors.split(","))
+    monitor.train(config, source, vae, recipes.recipe(preset).data_shape, watch)
+    distributed.print0(f"{config.name}: {config.total_nimg:,} images, snapshots in {out}/")
+
+
+def _images(mi: float | None) -> int | None:
+    """Units of 2^20 images as a number of images."""
+    return None if mi is None else round(mi * studies.MI)
+
+
 @cli.group("data")
 def data_group() -> None:
     """Training data: zips of square PNGs, or of VAE latents, with labels, in the layout of the EDM2 tools."""
@@ -231,14 +322,18 @@ def cost_command(name: str | None, speed: float) -> None:
 
 @cli.group("preset")
 def preset_group() -> None:
-    """The 36 configurations that the authors published (studies/edm2.yaml)."""
+    """The 36 configurations that the authors published (studies/edm2.yaml), and the training recipes."""
 
 
 @preset_group.command("list")
-def preset_list() -> None:
+@click.option("--training", is_flag=True, help="The training recipes instead.")
+def preset_list(training: bool) -> None:
     """Names and published values."""
-    from repro import presets
+    from repro import presets, recipes
 
+    if training:
+        click.echo("\n".join(recipes.RECIPES))
+        return
     for preset in presets.presets().values():
         click.echo(f"{preset.name:34} {preset.metric:10} {preset.published:>7.2f}")
 
@@ -246,9 +341,12 @@ def preset_list() -> None:
 @preset_group.command("show")
 @click.argument("name")
 def preset_show(name: str) -> None:
-    """Networks, weight and published value of preset NAME."""
-    from repro import presets
+    """Networks, weight and published value of preset NAME, or the configuration and cost of a training recipe."""
+    from repro import presets, recipes
 
+    if name in recipes.RECIPES:
+        click.echo(recipes.describe(recipes.configure(name), recipes.recipe(name)))
+        return
     click.echo(presets.show(presets.preset(name)))
 
 

@@ -13,6 +13,7 @@ import torch
 from repro.networks import Precond
 from repro.snapshots import Name, parse_name
 from repro.study import Study, parse_seeds
+from repro.training import TrainingConfig
 
 COLUMNS = [
     *("stage", "images", "network_gflops", "tflops_per_image", "gpu_hours"),
@@ -74,13 +75,44 @@ def count(run: Run) -> Count:
     Published counts include the weight normalisation that the authors' networks repeat in every evaluation; ours
     fold it away.
     """
+    return _count(run.arguments())
+
+
+def _count(arguments: dict[str, Any]) -> Count:
     with torch.device("meta"):
-        network = Precond(**run.arguments())
+        network = Precond(**arguments)
         x = torch.empty(1, network.img_channels, network.img_resolution, network.img_resolution)
-        labels = torch.empty(1, network.label_dim) if run.conditional else None
+        labels = torch.empty(1, network.label_dim) if network.label_dim else None
         gflops = counted_gflops(network, x, torch.empty(1), labels)
     parameters = sum(p.numel() for p in network.parameters())
     return Count(parameters, gflops + NORMALIZE * parameters / 1e9)
+
+
+# Published training throughput (EDM2 table 6, 512 x 512): Gflops per evaluation, images/s of one A100.
+TRAINING = np.array([(45.5, 258.3), (102.2, 147.4), (180.8, 100.2), (282.2, 66.8), (405.9, 49.9), (552.1, 37.2)])
+CHECKPOINT_BYTES = 4 * (1 + 2 + 2)  # per parameter: weights, Adam's moments, two averages
+
+
+def training(config: TrainingConfig, img_resolution: int, img_channels: int, label_dim: int) -> dict[str, Any]:
+    """What a training run takes: size of the network, arithmetic, A100-days, disk.
+
+    A step counts as three evaluations. Days rest on the published throughput, between whose sizes the rate of
+    arithmetic is interpolated; smaller networks are assumed to run at the smallest published one's.
+    """
+    arguments = dict(img_resolution=img_resolution, img_channels=img_channels, **config.network)
+    counted = _count(arguments | {"label_dim": label_dim if config.conditional else 0})
+    gflops, speed = TRAINING.T
+    rate = float(np.interp(counted.gflops, gflops, gflops * speed))
+    snapshots = -(-config.total_nimg // config.snapshot_nimg) * len(config.ema_stds)
+    return {
+        "Mparameters": counted.parameters / 1e6,
+        "Gflops per evaluation": counted.gflops,
+        "Mimages": config.total_nimg / 1e6,
+        "zettaflops": 3 * counted.gflops * config.total_nimg / 1e12,
+        "A100-days": config.total_nimg * counted.gflops / rate / 86400,
+        "GB of snapshots": snapshots * counted.parameters * 2 / 1e9,
+        "GB of the checkpoint": counted.parameters * CHECKPOINT_BYTES / 1e9,
+    }
 
 
 def counted_gflops(network: torch.nn.Module, *arguments: torch.Tensor | None) -> float:

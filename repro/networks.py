@@ -355,6 +355,7 @@ class Precond(nn.Module):
     """
 
     encoder: Any = None  # set by whoever knows it; `repro.snapshots.load` does
+    precision: torch.dtype | None = None  # of the U-Net on every device; None: see `use_fp16`
 
     def __init__(
         self,
@@ -411,14 +412,15 @@ class Precond(nn.Module):
         if self.label_dim:
             labels = torch.zeros([1, self.label_dim], device=x.device) if class_labels is None else class_labels
             labels = labels.to(torch.float32).reshape(-1, self.label_dim)
-        fp16 = self.use_fp16 and not force_fp32 and x.device.type == "cuda"
+        fp16 = self.use_fp16 and x.device.type == "cuda"
+        dtype = torch.float32 if force_fp32 else self.precision or (torch.float16 if fp16 else torch.float32)
 
         c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         c_out = sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         c_noise = sigma.flatten().log() / 4
 
-        x_in = (c_in * x).to(torch.float16 if fp16 else torch.float32)
+        x_in = (c_in * x).to(dtype)
         F_x = self.unet(x_in, c_noise, labels)
         D_x = c_skip * x + c_out * F_x.to(torch.float32)
         if not return_logvar:

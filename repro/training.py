@@ -25,10 +25,15 @@ from metrics.files import InputError, atomic_write, write_json, write_text
 from repro import snapshots
 from repro.data import TrainingData, mix
 from repro.ema import PowerFunctionEMA
+from repro.interrupts import Interrupts
 from repro.networks import Precond
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training.jsonl"
+PRECISIONS: dict[str, torch.dtype | None] = {"fp16": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""By name, the U-Net's dtype; None: what the network has for its device."""
+Line = dict[str, Any]
+"""A line of the log."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,14 @@ class TrainingConfig:
     """Distance of the lines in the log."""
     device_batch_size: int | None = None
     """Most images that a process takes at once; a larger share is accumulated. None: no limit."""
+    precision: str = "fp16"
+    """Arithmetic of the U-Net: fp16 as published (on CUDA; float32 elsewhere), bf16, or fp32."""
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f"training run '{self.name}': precision is '{self.precision}', expected {', '.join(PRECISIONS)}"
+            )
         for key in ("total_nimg", "snapshot_nimg", "checkpoint_nimg", "log_nimg"):
             value = getattr(self, key)
             if value <= 0 or value % self.batch_size != 0:
@@ -242,20 +253,23 @@ def train(
     folder: str | Path,
     device: torch.device | str | None = None,
     on_snapshot: Callable[[int, dict[float, Path]], None] | None = None,
+    on_log: Callable[[Line], None] | None = None,
     stop_nimg: int | None = None,
 ) -> Path:
     """Train, or go on from the folder's checkpoint, and leave snapshots RUN-KIMG-STD.safetensors in `folder`.
 
     Under torchrun the batch is shared among the processes. A run that was interrupted, at whatever moment, continues
-    to the same bits on the same CPU as an undisturbed one.
+    to the same bits on the same CPU as an undisturbed one. SIGTERM, SIGINT and SIGUSR1 let the step under way end,
+    then a checkpoint is written and the process exits with 128 + the signal's number.
 
     Args:
         config: the run.
         dataset: the images.
         folder: receives snapshots, `training.jsonl`, `checkpoint.pt` and `config.json`.
         device: None: CUDA where there is one, else the CPU.
-        on_snapshot: called in the first process after snapshots are written, with the image count and the files by
-            EMA length.
+        on_snapshot: called in every process after snapshots are written, with the image count and the files by
+            EMA length; what it draws at random does not touch the training.
+        on_log: called in the first process with every line of the log.
         stop_nimg: stop there with a checkpoint, as an interruption would; None: train to the end.
 
     Returns:
@@ -280,13 +294,14 @@ def train(
         label_dim=dataset.label_dim if config.conditional else 0,
         **config.network,
     )
+    network.precision = PRECISIONS[config.precision]
     trainer = Trainer(channels_last(network.to(device)), config)
     identity = _identity(config, dataset)
     _resume(trainer, folder, identity, device)
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", identity)
-        _truncate_log(folder / LOG, trainer.cur_nimg)
+        truncate_log(folder / LOG, trainer.cur_nimg)
     end = config.total_nimg if stop_nimg is None else min(stop_nimg, config.total_nimg)
 
     loss_sum, logged_nimg, started = torch.zeros([], device=device), trainer.cur_nimg, time.perf_counter()
@@ -298,30 +313,40 @@ def train(
         unit="img",
         disable=None if rank == 0 else True,
     )
-    for drawn in _prefetch(config, dataset, steps, rank, world):
-        torch.manual_seed(int(mix(config.seed, 2, trainer.cur_nimg, rank)))  # dropout only
-        loss_sum += trainer.step(_to_device(piece, config, dataset, device) for piece in drawn)
-        cur_nimg = trainer.cur_nimg
-        progress.update(config.batch_size)
+    with Interrupts() as interrupts:
+        for drawn in _prefetch(config, dataset, steps, rank, world):
+            torch.manual_seed(int(mix(config.seed, 2, trainer.cur_nimg, rank)))  # dropout only
+            loss_sum += trainer.step(_to_device(piece, config, dataset, device) for piece in drawn)
+            cur_nimg = trainer.cur_nimg
+            progress.update(config.batch_size)
+            stopping = interrupts.anywhere()
 
-        if cur_nimg % config.log_nimg == 0 or cur_nimg == end:
-            pixels = (cur_nimg - logged_nimg) * dataset.img_channels * dataset.img_resolution**2
-            loss = float(distributed.all_reduce_sum(np.array([loss_sum.item()]))[0]) / pixels
-            if rank == 0:
-                seconds = time.perf_counter() - started
-                _log(folder / LOG, config, trainer, loss, (cur_nimg - logged_nimg) / seconds, device)
-            loss_sum, logged_nimg, started = torch.zeros_like(loss_sum), cur_nimg, time.perf_counter()
-        if cur_nimg % config.snapshot_nimg == 0 or cur_nimg == config.total_nimg:
-            if rank == 0:
-                files = _save_snapshots(trainer, dataset, folder)
+            if cur_nimg % config.log_nimg == 0 or cur_nimg == end or stopping:
+                pixels = (cur_nimg - logged_nimg) * dataset.img_channels * dataset.img_resolution**2
+                loss = float(distributed.all_reduce_sum(np.array([loss_sum.item()]))[0]) / pixels
+                if rank == 0:
+                    seconds = time.perf_counter() - started
+                    line = _log_line(config, trainer, loss, (cur_nimg - logged_nimg) / seconds, device)
+                    append_line(folder / LOG, line)
+                    if on_log is not None:
+                        on_log(line)
+                loss_sum, logged_nimg, started = torch.zeros_like(loss_sum), cur_nimg, time.perf_counter()
+            if cur_nimg % config.snapshot_nimg == 0 or cur_nimg == config.total_nimg:
+                files = _snapshot_files(trainer, folder)
+                if rank == 0:
+                    _save_snapshots(trainer, dataset, files)
+                distributed.barrier()
                 if on_snapshot is not None:
                     on_snapshot(cur_nimg, files)
-            distributed.barrier()
-        if cur_nimg % config.checkpoint_nimg == 0 or cur_nimg == end:
-            if rank == 0:
-                with atomic_write(folder / CHECKPOINT) as temporary:
-                    torch.save({"identity": identity, **trainer.state_dict()}, temporary)
-            distributed.barrier()
+                distributed.barrier()
+            if cur_nimg % config.checkpoint_nimg == 0 or cur_nimg == end or stopping:
+                if rank == 0:
+                    with atomic_write(folder / CHECKPOINT) as temporary:
+                        torch.save({"identity": identity, **trainer.state_dict()}, temporary)
+                distributed.barrier()
+            if stopping and cur_nimg < end:
+                progress.close()
+                interrupts.leave(f"{config.name}: stopped at {cur_nimg:,} images, where the next run goes on")
     progress.close()
     return folder
 
@@ -382,18 +407,20 @@ def _to_device(drawn: _Drawn, config: TrainingConfig, dataset: TrainingData, dev
     return Batch(images, drawn.labels if config.conditional else None, drawn.sigma, noise)
 
 
-def _save_snapshots(trainer: Trainer, dataset: TrainingData, folder: Path) -> dict[float, Path]:
-    files = {}
+def _snapshot_files(trainer: Trainer, folder: Path) -> dict[float, Path]:
+    name, kimg = trainer.config.name, trainer.cur_nimg // 1000
+    return {std: folder / snapshots.format_name(name, kimg, std) for std in trainer.config.ema_stds}
+
+
+def _save_snapshots(trainer: Trainer, dataset: TrainingData, files: dict[float, Path]) -> None:
     for std, network in trainer.ema.networks().items():
-        files[std] = folder / snapshots.format_name(trainer.config.name, trainer.cur_nimg // 1000, std)
         metadata = {"nimg": trainer.cur_nimg, "ema_std": std, "run": trainer.config.name}
         snapshots.save(snapshots.Snapshot(network, dataset.encoder, metadata), files[std])
-    return files
 
 
-def _log(path: Path, config: TrainingConfig, trainer: Trainer, loss: float, speed: float, device: torch.device) -> None:
+def _log_line(config: TrainingConfig, trainer: Trainer, loss: float, speed: float, device: torch.device) -> Line:
     before = trainer.cur_nimg - config.batch_size
-    line = {
+    line: Line = {
         "nimg": trainer.cur_nimg,
         "loss": loss if math.isfinite(loss) else None,
         "lr": learning_rate(before, config.batch_size, config.ref_lr, config.ref_batches, config.rampup_Mimg),
@@ -401,11 +428,15 @@ def _log(path: Path, config: TrainingConfig, trainer: Trainer, loss: float, spee
     }
     if device.type == "cuda":
         line["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return line
+
+
+def append_line(path: Path, line: Line) -> None:
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def _truncate_log(path: Path, nimg: int) -> None:
+def truncate_log(path: Path, nimg: int) -> None:
     """Drop the lines of steps that an interrupted run had taken after its last checkpoint."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

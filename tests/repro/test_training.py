@@ -287,6 +287,16 @@ def test_snapshots_carry_their_time_and_length(tmp_path):
             assert snapshots.load(path).network.label_dim == 10
 
 
+def test_bfloat16_trains_to_about_the_same_loss(tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = replace(TINY, precision=precision, log_nimg=96)
+        train(config, Digits(), tmp_path / precision)
+        losses[precision] = json.loads((tmp_path / precision / LOG).read_text().splitlines()[-1])["loss"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
 def test_an_unconditional_run_has_no_labels(tmp_path):
     config = replace(TINY, conditional=False, total_nimg=16, snapshot_nimg=16)
     train(config, Digits(), tmp_path)
