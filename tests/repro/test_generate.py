@@ -65,6 +65,42 @@ def test_bits_do_not_depend_on_shard_size(pair: Pair, tmp_path: Path) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bits_on_cuda_do_not_depend_on_what_else_was_asked(configuration: Configuration) -> None:
+    pair = generate.load_pair(configuration, torch.device("cuda"))
+    whole = {
+        s: image
+        for seeds, images, _ in generate.sample_images(pair, range(12))
+        for s, image in zip(seeds, images, strict=True)
+    }
+    assert len({image.tobytes() for image in whole.values()}) == 12
+    for seeds in (range(8, 12), [3, 9], [0]):
+        for members, images, _ in generate.sample_images(pair, list(seeds)):
+            for seed, image in zip(members, images, strict=True):
+                np.testing.assert_array_equal(image, whole[seed])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float16_images_on_cuda_stay_close_to_float32(configuration: Configuration) -> None:
+    device = torch.device("cuda")
+    pair = generate.load_pair(configuration, device)
+    exact = replace(pair, main=copy_in_float32(pair.main), guide=copy_in_float32(pair.guide))
+    half, _ = generate.sample_batch(pair, range(4))
+    full, _ = generate.sample_batch(exact, range(4))
+    assert half.isfinite().all()
+    assert (half - full).norm() / full.norm() < 0.02
+
+
+def copy_in_float32(network: generate.Denoiser | None) -> generate.Precond:
+    """The same prepared network without float16."""
+    assert isinstance(network, generate.Precond)
+    copied = network.share_weights().float()
+    copied.use_fp16 = False
+    return copied
+
+
 def test_finished_shards_are_not_made_again(pair: Pair, tmp_path: Path) -> None:
     paths = generate.generate(pair, range(12), tmp_path)
     before = [p.stat().st_mtime_ns for p in paths]
