@@ -10,9 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import pytest
 from metrics.files import InputError
 from repro import snapshots, transfer
 from repro.fetch import Options, Source, fetch, fetch_networks
+from tests.rehearsal.server import Server
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CONTENT = np.random.default_rng(0).bytes(3 * 2**20 + 12345)
@@ -29,81 +28,11 @@ CHUNK = transfer.CHUNK  # a broken connection costs the piece under way
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server:
-    """Serves `files` with range requests; `faults[path]` is a list of faults, one used up per GET."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {"/data.bin": CONTENT}
-        self.faults: dict[str, list[Any]] = {}
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.tags: Counter[str] = Counter()
-        self.ranges = True
-        self.validators = True
-        self.announce = True
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.0"
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                if self.path not in server.files:
-                    self.send_error(404)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(server.files[self.path])))
-                self.end_headers()
-
-            def do_GET(self) -> None:
-                server.requests.append((self.command, self.path, self.headers.get("Range")))
-                faults = server.faults.get(self.path, [])
-                fault = faults.pop(0) if faults else None
-                if isinstance(fault, int) and fault > 0:
-                    self.send_response(fault)
-                    self.send_header("Retry-After", "0")
-                    self.end_headers()
-                    return
-                if self.path not in server.files:
-                    self.send_error(404)
-                    return
-                body, tag = server.files[self.path], f'"v{server.tags[self.path]}"'
-                start = 0
-                wanted = self.headers.get("Range")
-                if wanted and server.ranges and self.headers.get("If-Range") in (None, tag):
-                    start = int(wanted.removeprefix("bytes=").rstrip("-"))
-                    self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-                else:
-                    self.send_response(200)
-                if server.validators:
-                    self.send_header("ETag", tag)
-                if server.announce:
-                    self.send_header("Content-Length", str(len(body) - start))
-                self.end_headers()
-                end = fault[1] if isinstance(fault, tuple) else len(body)
-                for position in range(start, end, 2**18):
-                    self.wfile.write(body[position : min(position + 2**18, end)])
-                    if isinstance(fault, tuple) and fault[0] == "slow":
-                        time.sleep(0.05)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hung up
-        self.base = f"http://127.0.0.1:{self.http.server_address[1]}"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def gets(self, path: str = "/data.bin") -> list[str | None]:
-        """The Range header of every GET of a path."""
-        return [wanted for _, found, wanted in self.requests if found == path]
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
+    found = Server({"/data.bin": CONTENT})
     yield found
-    found.http.shutdown()
-    found.http.server_close()
+    found.close()
 
 
 @pytest.fixture
@@ -143,7 +72,11 @@ def test_connection_dropped_mid_file_is_resumed_where_it_broke(
     server.faults["/data.bin"] = [("drop", 2_000_000), ("drop", 3_000_000)]
     (path,) = fetch([Source("data.bin", tmp_path / "data.bin")], options)
     assert path.read_bytes() == CONTENT
-    assert server.gets() == [None, f"bytes={2_000_000 // CHUNK * CHUNK}-", f"bytes={3_000_000 // CHUNK * CHUNK}-"]
+    assert server.gets("/data.bin") == [
+        None,
+        f"bytes={2_000_000 // CHUNK * CHUNK}-",
+        f"bytes={3_000_000 // CHUNK * CHUNK}-",
+    ]
 
 
 def test_later_run_resumes_what_an_earlier_one_left(server: Server, options: Options, tmp_path: Path) -> None:
@@ -156,7 +89,7 @@ def test_later_run_resumes_what_an_earlier_one_left(server: Server, options: Opt
     fetch([source], options)
 
     assert source.path.read_bytes() == CONTENT
-    assert server.gets()[-1] == f"bytes={2_000_000 // CHUNK * CHUNK}-"
+    assert server.gets("/data.bin")[-1] == f"bytes={2_000_000 // CHUNK * CHUNK}-"
     assert left(tmp_path) == ["data.bin"]
 
 
@@ -174,7 +107,7 @@ def test_part_that_was_altered_is_fetched_anew(
     fetch([source], options)
 
     assert source.path.read_bytes() == CONTENT
-    assert server.gets()[-1] is None
+    assert server.gets("/data.bin")[-1] is None
 
 
 def test_file_that_changed_on_the_server_is_never_mixed_with_the_old(
@@ -206,7 +139,7 @@ def test_busy_server_is_asked_again(server: Server, options: Options, tmp_path: 
     server.faults["/data.bin"] = [503, 503, 429]
     (path,) = fetch([Source("data.bin", tmp_path / "data.bin")], options)
     assert path.read_bytes() == CONTENT
-    assert len(server.gets()) == 4
+    assert len(server.gets("/data.bin")) == 4
 
 
 def test_missing_file_is_named_with_the_status_after_the_others_have_come(
@@ -315,7 +248,7 @@ def test_disk_that_fills_up_on_the_way_is_an_error_and_the_rest_comes_later(
     assert not source.path.exists()
     fetch([source], options)
     assert source.path.read_bytes() == CONTENT
-    assert server.gets()[-1] == f"bytes={2 * CHUNK}-"
+    assert server.gets("/data.bin")[-1] == f"bytes={2 * CHUNK}-"
 
 
 def test_file_of_unknown_length_needs_a_known_digest(server: Server, options: Options, tmp_path: Path) -> None:
@@ -368,7 +301,7 @@ def test_killed_run_is_resumed_from_its_last_note(server: Server, options: Optio
 
     assert path.read_bytes() == CONTENT
     assert noted >= 2**19
-    assert server.gets()[-1] == f"bytes={noted}-"
+    assert server.gets("/data.bin")[-1] == f"bytes={noted}-"
 
 
 def test_two_runs_at_once_end_with_one_right_file(server: Server, options: Options, tmp_path: Path) -> None:
@@ -388,7 +321,7 @@ def test_two_runs_at_once_end_with_one_right_file(server: Server, options: Optio
         thread.join()
     assert errors == []
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
-    assert len(server.gets()) == 1
+    assert len(server.gets("/data.bin")) == 1
 
 
 def test_networks_are_converted_as_they_come_and_not_fetched_twice(

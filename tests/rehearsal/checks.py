@@ -1,0 +1,100 @@
+"""What must hold of a rehearsed study: whole, and without one number that could be taken for a result."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from repro import claims
+from repro.comparison import NAMES
+from repro.evaluate import STAND_INS
+from repro.measures import MEASURES
+from repro.published import NOT_COMPARABLE, NOT_POSSIBLE
+from repro.study import Study, parse_seeds
+from tests.rehearsal.checkout import Checkout, FailedError
+
+MEANINGLESS = set(STAND_INS.values())
+JUDGED = {claims.HOLDS, claims.UNCLEAR, claims.FAILS}
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise FailedError with `message` unless `condition`."""
+    if not condition:
+        raise FailedError(message)
+
+
+def everything(checkout: Checkout, study: Study) -> None:
+    """All stages are done, all is measured, judged and reported."""
+    out = checkout.folder / study.out
+    missing = (study.ids() | {f"{stage}@{study.study}" for stage in ("report", "verify")}) - checkout.finished()
+    expect(not missing, f"{study.study}: stages {sorted(missing)} did not run")
+    _measures(out, study)
+    _verdicts(out, study)
+    _report(out, study)
+
+
+def _measures(out: Path, study: Study) -> None:
+    """Every configuration and every point of every curve has a finite value per block and detector."""
+    for key in [*study.generate, *study.sweeps]:
+        item: Any = study.generate.get(key) or study.sweeps[key]
+        values = item.values if key in study.sweeps else [None]
+        found = pd.read_csv(out / "results" / key / MEASURES)
+        expect(len(found) == len(values) * len(item.seeds) * len(MEANINGLESS), f"{key}: {len(found)} rows of measures")
+        expect(set(found["metric"]) == MEANINGLESS, f"{key}: measures {sorted(set(found['metric']))}")
+        expect(all(map(math.isfinite, found["value"])), f"{key}: a value is not finite")
+        expect(set(found["num_images"]) == {len(parse_seeds(b)) for b in item.seeds}, f"{key}: other numbers of images")
+        if key in study.sweeps:
+            expect(sorted(set(found["axis_value"])) == sorted(set(values)), f"{key}: other points than the study's")
+
+
+def _verdicts(out: Path, study: Study) -> None:
+    """Every published cell has its row, and none is called more than `not comparable`; no claim is judged."""
+    cells = pd.read_csv(out / "published.csv").set_index("configuration")
+    expected = {key: NOT_COMPARABLE for key in study.published} | {key: NOT_POSSIBLE for key in study.waived}
+    expect(sorted(cells.index) == sorted(expected), f"{study.study}: verdicts on {sorted(cells.index)}")
+    for key, wanted in expected.items():
+        found = cells.loc[key, "verdict"]
+        expect(found == wanted, f"{study.study}: the verdict on {key} is '{found}', expected '{wanted}'")
+        expect(bool(str(cells.loc[key, "reason"]).strip()), f"{study.study}: no reason for the verdict on {key}")
+        expect(pd.isna(cells.loc[key, "measured_min"]), f"{study.study}: {key} has a value beside the published one")
+    tested = pd.read_csv(out / "verdicts.csv")
+    judged = tested[tested["verdict"].isin(JUDGED)]
+    expect(judged.empty, f"{study.study}: meaningless numbers decide that '{judged['claim'].min()}'")
+
+
+def _report(out: Path, study: Study) -> None:
+    """The report and the tables are there, and say of every measured number that it means nothing."""
+    folder = out / "report"
+    if study.published:
+        for suffix in (".csv", ".md", ".tex"):
+            path = folder / f"{NAMES.get(study.study, 'published')}{suffix}"
+            expect(path.exists(), f"{path} was not written")
+    for path in sorted([*folder.glob("*.csv"), out / "sensitivity.csv"]):
+        rows = pd.read_csv(path)
+        for column in {"min", "mean", "value", "measured_min", "measured_mean"} & set(rows.columns):
+            measured = set(rows.loc[rows[column].notna(), "metric"])
+            expect(measured <= MEANINGLESS, f"{path}: values of {sorted(measured - MEANINGLESS)} without a warning")
+    for path in (*folder.glob("*.md"), *folder.glob("*.tex"), folder / "report.html", out / "metrics.json"):
+        text = path.read_text()
+        expect(
+            "meaningless" in text or not _numbers(out, text),
+            f"{path}: shows measured numbers without saying 'meaningless'",
+        )
+    expect(
+        "meaningless" in (folder / "report.html").read_text(), f"{folder / 'report.html'}: does not say 'meaningless'"
+    )
+
+
+def _numbers(out: Path, text: str) -> list[str]:
+    """Measured values that occur in a text, as tables print them."""
+    values = pd.concat([pd.read_csv(path)["value"] for path in (out / "results").glob(f"*/{MEASURES}")])
+    return [number for number in {f"{value:.3f}" for value in values} if number in text]
+
+
+def downloads(path: str, ranges: Sequence[str | None], faults: Sequence[Any]) -> None:
+    """A file was served once over all studies, besides what faults cost; statistics once for each study."""
+    if not path.startswith("/dataset-refs/"):
+        wanted = 1 + len(faults)
+        expect(len(ranges) == wanted, f"{path}: was asked for {len(ranges)} times, expected {wanted}")

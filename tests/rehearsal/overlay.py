@@ -1,0 +1,50 @@
+"""What a rehearsal changes in a study: where files come from, how many images, which detectors, and the launcher."""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from repro.standin import DIMS
+from tests.rehearsal.fixtures import HUB
+
+DETECTORS = dict(zip(DIMS, ("fid", "fd_dinov2"), strict=True))
+BLOCKS = ["0-7", "8-15", "16-23"]  # of one batch, since batches are always sampled whole
+CURVE_BLOCKS = ["150016-150019", "150020-150023"]  # of one batch, too
+ALLOWED = (
+    r"sources|hub|launcher",
+    r"evaluate\.detectors",
+    r"data\.[^.]+\.settings\.detectors\.[^.]+",
+    r"(generate|sweeps)\.[^.]+\.seeds",
+)
+
+
+def overlay(study: dict[str, Any], base: str, launcher: str = "python") -> dict[str, Any]:
+    """A study's YAML as it is rehearsed against the server at `base`."""
+    found = copy.deepcopy(study)
+    found |= {"sources": [base], "hub": [base + HUB], "launcher": launcher}
+    found["evaluate"]["detectors"] = list(DETECTORS)
+    for data in found["data"].values():
+        data["settings"]["detectors"] = dict(DETECTORS)
+    for configuration in found["generate"].values():
+        configuration["seeds"] = BLOCKS[: len(configuration["seeds"])]
+    for sweep in found["sweeps"].values():
+        sweep["seeds"] = CURVE_BLOCKS[: len(sweep["seeds"])]
+    return found
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Dotted paths at which two trees of mappings differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            missing = object()
+            yield from differences(one.get(key, missing), other.get(key, missing), f"{where}.{key}".lstrip("."))
+    elif one != other or type(one) is not type(other):
+        yield where
+
+
+def forbidden(study: dict[str, Any], rehearsed: dict[str, Any]) -> list[str]:
+    """Where a rehearsed study differs from the real one, and must not."""
+    return sorted(
+        where for where in differences(study, rehearsed) if not any(re.fullmatch(pattern, where) for pattern in ALLOWED)
+    )
