@@ -16,7 +16,8 @@ from tests.rehearsal import pickles
 
 VAE = StabilityVAEEncoder().vae_name
 HUB = "/hub"
-NETWORK = {"num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "logvar_channels": 8, "model_channels": 8}
+NETWORK = {"num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "logvar_channels": 8}
+CHANNELS = {"xs": (8, [1]), "s": (16, [1]), "m": (8, [1, 2]), "xxl": (16, [1, 2])}  # model_channels, channel_mult
 SIDE, CLASSES = 8, 10
 NUM_REAL = 512  # images behind the reference statistics
 DRIFT = 0.1  # how far a file's weights lie from those of its training run
@@ -31,20 +32,22 @@ def served(studies: Iterable[Study], folder: Path) -> dict[str, bytes]:
         for data in study.data.values():
             settings = build(PublishedReference, data.settings)
             files[f"/{settings.statistics}"] = reference(settings.statistics)
-    return files | vae(folder)
+    return files | (vae(folder) if any("img512" in name for name in networks) else {})
 
 
 def network(name: str) -> bytes:
     """The file `name`: a training run has its architecture and weights, and its snapshots drift a little."""
     parts = parse_name(Path(name).name)
     assert parts is not None, name
-    latent, large = "img512" in parts.run, "-xs" not in parts.run
+    latent, size = "img512" in parts.run, parts.run.split("-")[2]
+    channels, levels = CHANNELS[size]
     torch.manual_seed(zlib.crc32(parts.run.encode()))
     precond = Precond(
         img_resolution=SIDE,
         img_channels=4 if latent else 3,
         label_dim=0 if "uncond" in parts.run else CLASSES,
-        channel_mult=[1, 2] if large else [1],
+        model_channels=channels,
+        channel_mult=levels,
         **NETWORK,
     )
     with torch.no_grad():

@@ -10,7 +10,7 @@ from tests.rehearsal.fixtures import HUB
 
 DETECTORS = dict(zip(DIMS, ("fid", "fd_dinov2"), strict=True))
 BLOCKS = ["0-7", "8-15", "16-23"]  # of one batch, since batches are always sampled whole
-CURVE_BLOCKS = ["150016-150019", "150020-150023"]  # of one batch, too
+CURVE_BLOCKS = ["150016-150019", "150020-150023"]
 ALLOWED = (
     r"sources|hub|launcher",
     r"evaluate\.detectors",
@@ -28,8 +28,9 @@ def overlay(study: dict[str, Any], base: str, launcher: str = "python") -> dict[
         data["settings"]["detectors"] = dict(DETECTORS)
     for configuration in found["generate"].values():
         configuration["seeds"] = BLOCKS[: len(configuration["seeds"])]
-    for sweep in found["sweeps"].values():
-        sweep["seeds"] = CURVE_BLOCKS[: len(sweep["seeds"])]
+    for number, sweep in enumerate(found["sweeps"].values()):
+        several = number == 0  # one curve with a band is enough: every point of every block is a batch of its own
+        sweep["seeds"] = CURVE_BLOCKS[: len(sweep["seeds"]) if several else 1]
     return found
 
 
