@@ -1,5 +1,6 @@
 # make repro   set up .venv, run the default study, print its tables
 # make test    the same set-up, then pytest
+# make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where all wheels come from, for example
 #   make repro TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -10,7 +11,7 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test lint bench install
+.PHONY: repro test rehearsal lint bench install
 .NOTPARALLEL:
 
 repro: install
@@ -19,6 +20,9 @@ repro: install
 
 test: install
 	$(RUN) python -m pytest $(PYTEST_ARGS)
+
+rehearsal: install
+	$(RUN) python -m tests.rehearsal
 
 lint: install
 	$(RUN) ruff check .
