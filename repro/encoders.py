@@ -117,7 +117,7 @@ class StabilityVAEEncoder:
             folder = vae_folder(self.vae_name)
             place = str(folder) if folder.is_dir() else self.vae_name
             try:
-                vae = AutoencoderKL.from_pretrained(place, use_safetensors=True)
+                vae = AutoencoderKL.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
             except OSError as err:
                 raise InputError(f"cannot load the VAE '{self.vae_name}': {str(err).splitlines()[0]}") from err
             self._vae = vae.eval().requires_grad_(False)

@@ -1,4 +1,7 @@
-"""Rehearse the ImageNet studies (`make rehearsal`), so that nothing runs for the first time where it is expensive."""
+"""Rehearse the ImageNet studies (`make rehearsal`), so that nothing runs for the first time where it is expensive.
+
+The studies of a lane share a checkout, as they would at a user's; the lanes run side by side.
+"""
 
 import argparse
 import contextlib
@@ -6,31 +9,34 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import yaml
 
 from repro import study as studies
+from repro.study import Study
 from tests.rehearsal import checks, fixtures
 from tests.rehearsal.checkout import ROOT, Checkout, FailedError
 from tests.rehearsal.overlay import forbidden, overlay
 from tests.rehearsal.server import Server
 
-STUDIES = ("smoke512", "imagenet64", "sensitivity512", "corruptions512", "imagenet512")
-FAULTS = {  # of networks that several studies want
+LANES = (("imagenet512",), ("smoke512", "imagenet64", "sensitivity512", "corruptions512"))
+STUDIES = tuple(name for lane in LANES for name in lane)
+LAUNCHERS = {"smoke512": "torchrun --standalone --nproc-per-node=2"}
+FAULTS = {  # of the networks; 404: the first `dvc repro` must say what is missing, the second go on from there
     "/posthoc-reconstructions/edm2-img512-xs-0134217-0.125.pkl": [404],
     "/posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl": [503, ("drop", 50_000)],
     "/posthoc-reconstructions/edm2-img64-xs-0134217-0.110.pkl": [503],
-    "/raw-snapshots/edm2-img64-s/edm2-img64-s-1073741-0.100.pkl": [("drop", 1000)],
+    "/raw-snapshots/edm2-img512-s/edm2-img512-s-2147483-0.100.pkl": [("drop", 1000)],
 }
-LAUNCHERS = {"smoke512": "torchrun --standalone --nproc-per-node=2"}
 
 
 def main() -> None:
-    """Run it; exit code 1 with what failed."""
+    """Run it; exit code 1 with the first thing that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(STUDIES), help="studies, in the order they are run")
+    parser.add_argument("names", nargs="*", default=STUDIES, help="studies, all by default")
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it")
     arguments = parser.parse_args()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="rehearsal-"))
@@ -45,67 +51,93 @@ def main() -> None:
     print(f"rehearsal: everything as it should be, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def rehearse(names: list[str], folder: Path) -> None:
-    """Every study from nothing to its report, then what must hold between them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    raw = {name: yaml.safe_load((ROOT / studies.study_path(name)).read_text()) for name in names}
-    with say("fixtures"):
-        files = fixtures.served([studies.load(ROOT / studies.study_path(name)) for name in names], folder / "vae")
-    server = Server(files)
-    server.faults |= {path: list(found) for path, found in FAULTS.items()}
-    try:
-        checkout = Checkout(folder)
-        for name, study in raw.items():
-            rehearsed = overlay(study, server.base, LAUNCHERS.get(name, "python"))
-            checks.expect(not forbidden(study, rehearsed), f"the overlay changes {forbidden(study, rehearsed)}")
-            checkout.write(rehearsed)
-        missing = {path.lstrip("/") for path, faults in FAULTS.items() if 404 in faults}
-        for name in names:
-            one(checkout, name, missing)
-        with say("switching studies"):
-            switch(checkout, names)
-        for path in files:
-            checks.downloads(path, server.gets(path), FAULTS.get(path, []))
-    finally:
-        server.close()
+def rehearse(names: Sequence[str], folder: Path) -> None:
+    """Every study from nothing to its report, and what must hold between them.
 
-
-def one(checkout: Checkout, name: str, missing: set[str]) -> None:
-    """Run a study, and again, when nothing may be left to do.
-
-    What is in `missing` is not on the server at the first try, which must say so; it is taken out then.
+    Raises:
+        FailedError: something does not hold.
     """
-    study = checkout.study(name)
-    with say(f"{name}: {len(study.ids()) + 2} stages"):
-        checkout.use(name)
-        networks = {path for item in study.networks.values() for path in item.files()}
-        if networks & missing:
-            output = checkout.run(f"{name}-404", "dvc", "repro", fails=True)
-            for path in networks & missing:
-                checks.expect(f"{path}: 404 Not Found" in output, f"{name}: the missing file {path} is not named")
-                missing.discard(path)
-        checkout.repro(name)
-        checks.everything(checkout, study)
-    with say(f"{name}: a second time"):
-        ran = checkout.repro(f"{name}-again")
-        checks.expect(not ran, f"{name}: a second `dvc repro` ran {', '.join(ran)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    real = {name: studies.load(ROOT / studies.study_path(name)) for name in names}
+    with say("fixtures"):
+        files = fixtures.served(real.values(), folder / "vae")
+    lanes = [Lane(folder / lane[0], [real[name] for name in lane if name in real], files) for lane in LANES]
+    lanes = [lane for lane in lanes if lane.studies]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        jobs = [pool.submit(lane.run) for lane in lanes]
+        try:
+            failed = [job for job in wait(jobs, return_when=FIRST_EXCEPTION).done if job.exception()]
+        finally:
+            for lane in lanes:
+                lane.stop()
+        for job in failed:
+            job.result()
 
 
-def switch(checkout: Checkout, names: list[str]) -> None:
-    """Another study and back leaves nothing to do."""
-    for name in (names[0], names[-1]):
-        checkout.use(name)
-        ran = checkout.repro(f"{name}-back")
-        checks.expect(not ran, f"`study use {name}` and `dvc repro` ran {', '.join(ran)}")
+class Lane:
+    """Studies that run one after the other in a checkout with a server of its own."""
+
+    def __init__(self, folder: Path, found: Sequence[Study], files: Mapping[str, bytes]) -> None:
+        self.studies = found
+        self.checkout = Checkout(folder)
+        self.server = Server(files)
+        self.server.faults |= {path: list(faults) for path, faults in FAULTS.items()}
+        self.missing = {path for path, faults in FAULTS.items() if 404 in faults}
+
+    def stop(self) -> None:
+        """End what is running."""
+        self.checkout.stop()
+        self.server.close()
+
+    def run(self) -> None:
+        """Every study, and again; then another one and back."""
+        for study in self.studies:
+            raw = yaml.safe_load((ROOT / studies.study_path(study.study)).read_text())
+            rehearsed = overlay(raw, self.server.base, LAUNCHERS.get(study.study, "python"))
+            checks.expect(not forbidden(raw, rehearsed), f"the overlay changes {forbidden(raw, rehearsed)}")
+            self.checkout.write(rehearsed)
+        for study in self.studies:
+            with say(f"{study.study}: {len(study.ids()) + 2} stages"):
+                self.once(study.study)
+            with say(f"{study.study}: a second time"):
+                self.nothing_to_do(study.study)
+        with say("studies switched"):
+            self.checkout.use(self.studies[0].study if len(self.studies) > 1 else "default")
+            if len(self.studies) > 1:
+                self.nothing_to_do(self.studies[0].study)
+            self.checkout.use(self.studies[-1].study)
+            self.nothing_to_do(self.studies[-1].study)
+        for path in {path for study in self.studies for path in addresses(study)}:
+            checks.served_once(path, self.server.gets(path), FAULTS.get(path, []))
+
+    def once(self, name: str) -> None:
+        """A study from nothing, and what came out; the file that is missing at first must be named."""
+        study = self.checkout.study(name)
+        self.checkout.use(name)
+        for path in self.missing & addresses(study):
+            output = self.checkout.run(f"{name}-missing", "dvc", "repro", fails=True)
+            checks.expect(f"{path}: 404 Not Found" in output, f"{name}: the missing file {path} is not named")
+            self.missing.discard(path)
+        self.checkout.repro(name)
+        checks.everything(self.checkout, study)
+
+    def nothing_to_do(self, name: str) -> None:
+        """Run the active study when all of it is done."""
+        ran = self.checkout.repro(f"{name}-again")
+        checks.expect(not ran, f"{name}: `dvc repro` ran {', '.join(ran)} though nothing had changed")
+
+
+def addresses(study: Study) -> set[str]:
+    """Paths on the server of a study's networks."""
+    return {f"/{name}" for item in study.networks.values() for name in item.files()}
 
 
 @contextlib.contextmanager
 def say(what: str) -> Iterator[None]:
-    """Print what is done and how long it took."""
+    """Print what was done and how long it took."""
     began = time.monotonic()
-    print(f"rehearsal: {what} ...", end="", flush=True)
     yield
-    print(f" {time.monotonic() - began:.0f} s", flush=True)
+    print(f"rehearsal: {what}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ class Checkout:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "DVC_SITE_CACHE_DIR": str(folder / "dvc-site"),
             "HF_HUB_OFFLINE": "1",  # all that diffusers may load is there
+            "OMP_NUM_THREADS": "1",  # lanes are what keeps the cores busy
         }
+        self.stopped = False
         self.run("init", "dvc", "config", "--local", "core.no_scm", "true")
 
     def run(self, log: str, *command: str, fails: bool = False) -> str:
@@ -50,18 +52,35 @@ class Checkout:
         Raises:
             FailedError: it fails, or does not where it should, with the end of its output.
         """
-        began = time.monotonic()
+        if self.stopped:
+            raise FailedError("stopped")
         path = self.logs / f"{log}.log"
         with open(path, "w") as file:
-            done = subprocess.run(
-                command, cwd=self.folder, env=self.environment, stdout=file, stderr=subprocess.STDOUT, timeout=PATIENCE
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+            self.process = process
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.stop()
+                raise FailedError(f"`{' '.join(command)}` did not end within {PATIENCE} s") from None
         output = path.read_text()
-        if (done.returncode != 0) != fails:
+        if (process.returncode != 0) != fails:
             end = "\n".join(output.splitlines()[-30:])
-            raise FailedError(f"`{' '.join(command)}` ended with {done.returncode}; the end of its output:\n{end}")
-        self.seconds = time.monotonic() - began
+            raise FailedError(f"`{' '.join(command)}` ended with {process.returncode}; the end of its output:\n{end}")
         return output
+
+    def stop(self) -> None:
+        """End the command under way, with its children, which DVC would leave running."""
+        self.stopped = True
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def repro(self, log: str, fails: bool = False) -> list[str]:
         """The stages that `dvc repro` ran."""

@@ -93,8 +93,7 @@ def _numbers(out: Path, text: str) -> list[str]:
     return [number for number in {f"{value:.3f}" for value in values} if number in text]
 
 
-def downloads(path: str, ranges: Sequence[str | None], faults: Sequence[Any]) -> None:
-    """A file was served once over all studies, besides what faults cost; statistics once for each study."""
-    if not path.startswith("/dataset-refs/"):
-        wanted = 1 + len(faults)
-        expect(len(ranges) == wanted, f"{path}: was asked for {len(ranges)} times, expected {wanted}")
+def served_once(path: str, ranges: Sequence[str | None], faults: Sequence[Any]) -> None:
+    """A network was asked for once, whichever studies want it, besides what faults cost."""
+    wanted = 1 + len(faults)
+    expect(len(ranges) == wanted, f"{path}: was asked for {len(ranges)} times, expected {wanted}")
