@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from repro.evaluate import FD_NAMES
+from repro.evaluate import FD_NAMES, STAND_INS
 from repro.measures import metric
 from repro.study import Study
 
 COLUMNS = ["claim", "metric", "configuration", "value", "against", "against_value", "difference", "verdict", "reason"]
+DISTANCES = [name for detector, name in FD_NAMES.items() if detector not in STAND_INS]
 HOLDS, UNCLEAR, FAILS, NOT_RUN = "holds", "within the spread", "does not hold", "not run"
 
 
@@ -51,7 +52,7 @@ def judge(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
         rows += [_row(claim, claim.metric, found) for claim in TOY]
     for pair, claim in image_claims(study):
         found = summary[summary["configuration"].isin(pair)]
-        wanted = FD_NAMES.values() if claim.metric == "fd" else [claim.metric]
+        wanted = DISTANCES if claim.metric == "fd" else [claim.metric]
         rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
     return pd.DataFrame(rows, columns=COLUMNS)
 
