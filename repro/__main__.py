@@ -122,6 +122,41 @@ def reconstruct_command(snapshots: tuple[Path, ...], stds: tuple[float, ...], ni
         click.echo(str(path))
 
 
+@cli.command("guide")
+@click.option("--main", "main_run", required=True, help="Training run of the main network, or one network file.")
+@click.option("--guide", "guides", multiple=True, required=True, help="Training run to take guides from; repeatable.")
+@click.option("--data", required=True, help="Data set to measure against.")
+@click.option(
+    "--settings", type=click.Path(path_type=Path), required=True, help="Seeds and ranges of the search, YAML."
+)
+@click.option("--detector", help="Whose Fréchet distance is minimised; default: the study's first.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of outputs; default: guide/ of the study's.")
+def guide_command(
+    main_run: str, guides: tuple[str, ...], data: str, settings: Path, detector: str | None, out: Path | None
+) -> None:
+    """Which snapshot, EMA lengths and weight make the best guide?
+
+    Runs and data are ids of the active study, or folders. Run under torchrun for several GPUs; killed and started
+    again, it repeats nothing.
+    """
+    from repro import guide
+
+    study = studies.load()
+    if not study.evaluate.detectors:
+        raise InputError(f"{studies.PARAMS}: evaluate.detectors is empty; the search needs one")
+    distributed.init()
+    summary = guide.guide(
+        study,
+        main_run,
+        guides,
+        data,
+        guide.load_settings(settings),
+        detector or study.evaluate.detectors[0],
+        out or study.out / "guide",
+    )
+    distributed.print0(summary)
+
+
 @cli.command("report")
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
 def report_command(publish: bool) -> None:

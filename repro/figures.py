@@ -186,6 +186,31 @@ def draw_scatter(summary: pd.DataFrame, x: str, y: str) -> Figure:
     return figure
 
 
+def draw_search(path: pd.DataFrame, name: str) -> Figure:
+    """A guide search: what was measured on all images of its seeds, over the images that it took and over the weight.
+
+    `path`: its path.csv; `name`: the metric.
+    """
+    rows = path[(path["stage"] != "fresh seeds")]
+    rows = rows[rows["num_images"] == rows["num_images"].max()]
+    best = rows[rows["accepted"]]
+    figure = Figure(figsize=(PAGE, 2.6))
+    progress, weights = figure.subplots(1, 2, sharey=True)
+    progress.plot(rows["images"] / 1000, rows["value"], linestyle="none", marker="o", color=MUTED, label="candidates")
+    progress.step(best["images"] / 1000, best["value"], where="post", marker="o", color=PALETTE[0], label="best so far")
+    progress.set_xlabel("images generated (thousands)")
+    progress.set_ylabel(label_of(name))
+    progress.legend()
+    for place, ((guide, kimg), group) in enumerate(rows.groupby(["guide", "kimg"])):
+        marker = MARKERS[place % len(MARKERS)]
+        shade = PALETTE[place % len(PALETTE)]
+        label = f"{guide}, {kimg} kimg"
+        weights.plot(group["guidance"], group["value"], linestyle="none", marker=marker, color=shade, label=label)
+    weights.set_xlabel(WEIGHT_LABEL)
+    weights.legend()
+    return figure
+
+
 def draw_samples(images: dict[str, NDArray[np.uint8]], labels: NDArray[np.int64], seeds: NDArray[np.int64]) -> Figure:
     """Samples of the same seeds side by side: a block of columns per method, a row per class.
 
