@@ -7,8 +7,7 @@ path so far, so that a run that was killed repeats nothing. Under torchrun the r
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,120 +24,52 @@ from repro import ema, figures, snapshots
 from repro.evaluate import FD_NAMES, Reference, provenance, sample_features
 from repro.generate import Configuration, Pair, load_pair
 from repro.measures import metric
+from repro.runs import Run, locate, read_run
 from repro.search import Candidate, Finalist, Interval, Row, Search, SearchSettings, Space
 from repro.stages import rank0_lock
 from repro.study import Sampler, Study, build, nearest, parse_seeds
 
-SUFFIXES = (".safetensors", ".pkl")
 PATH, FINALISTS, SNIPPET, SUMMARY = "path.csv", "finalists.csv", "study.yaml", "summary.md"
 
 
-# --- Training runs ---------------------------------------------------------------------------------------------
+# --- What can be tried -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run: the folder of its snapshots RUN-KIMG-STD."""
+def check_seeds(study: Study, settings: SearchSettings) -> None:
+    """Refuse blocks that cut batches, or that the study reports.
 
-    source: str
-    """Id in the study, or folder."""
-    folder: Path
-    times: Mapping[Path, tuple[int, float]]
-    """Snapshot -> images seen, EMA length."""
-
-    @cached_property
-    def name(self) -> str:
-        """RUN, as in the names of its snapshots."""
-        parts = snapshots.parse_name(min(self.times).name)
-        assert parts is not None  # read_run took no other
-        return parts.run
-
-    @property
-    def nimg(self) -> list[int]:
-        """Times of its snapshots, in images, ascending."""
-        return sorted({nimg for nimg, _ in self.times.values()})
-
-    def halvings(self) -> list[int]:
-        """Thousands of images: the whole training, half of it, a quarter, ..., where there are snapshots."""
-        known, last = set(self.nimg), self.nimg[-1]
-        found = [last >> k for k in range(last.bit_length()) if last >> k in known and last % 2**k == 0]
-        return [nimg // 1000 for nimg in found]
-
-    def at(self, kimg: int) -> int:
-        """The snapshots' time, in images, that file names call `kimg`."""
-        for nimg in self.nimg:
-            if nimg // 1000 == kimg:
-                return nimg
-        known = ", ".join(str(nimg // 1000) for nimg in self.nimg)
-        raise InputError(f"{self.folder}: no snapshot at {kimg} kimg; there are snapshots at {known}")
-
-    def ema_range(self, kimg: int, settings: SearchSettings) -> Interval:
-        """Least and greatest EMA length that the snapshots up to `kimg` give, on the search's lattice.
-
-        Raises:
-            InputError: none is within the settings' `profile_error`.
-        """
-        last = self.at(kimg)
-        nimg, std = zip(*sorted(time for time in self.times.values() if time[0] <= last), strict=True)
-        low, high = settings.ema
-        lattice = np.arange(low, high + 1e-9, settings.ema_steps[-1]).round(6)
-        good = lattice[ema.profile_error(nimg, std, last, lattice) <= settings.profile_error]
-        if not len(good):
+    Raises:
+        InputError: naming block and remedy.
+    """
+    batch, smallest = study.sampler.batch_size, settings.sizes[0]
+    for block in (settings.seeds, *settings.fresh):
+        if parse_seeds(block).start % batch or smallest % batch:
             raise InputError(
-                f"{self.folder}: the snapshots up to {kimg} kimg give no EMA length from {low} to {high} within "
-                f"profile_error {settings.profile_error}; keep snapshots more often, or leave {kimg} out of guide_kimg"
+                f"seeds {block}: batches are whole multiples of {batch} seeds (sampler.batch_size); let blocks begin "
+                f"at one, and the smallest rung ({smallest} images) be one"
             )
-        return float(good[0]), float(good[-1])
-
-
-def read_run(source: str, folder: Path) -> Run:
-    """The run whose snapshots are in `folder`.
-
-    Raises:
-        InputError: no snapshots, or those of several runs.
-    """
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and snapshots.parse_name(p.name)]
-    names = {parts.run for p in files if (parts := snapshots.parse_name(p.name)) is not None}
-    if len(names) != 1:
-        found = f"those of {', '.join(sorted(names))}" if names else "none"
-        raise InputError(f"{folder}: expected the snapshots RUN-KIMG-STD of one training run, found {found}")
-    times = {path: ema.snapshot_time(path) for path in files}
-    return Run(source, folder, {path: time for path, time in times.items() if time[0] > 0})
-
-
-def locate(study: Study, section: str, source: str) -> Path:
-    """The folder (or file) of an id in a study's output `section`, or `source` itself as a path.
-
-    Raises:
-        InputError: there is nothing.
-    """
-    known = {*study.networks, *study.reconstruct} if section == "networks" else {*study.data}
-    place = study.out / section / source if source in known else Path(source)
-    if not place.exists():
-        remedy = f"; run stage {section}@{source} first" if source in known else nearest(source, known)
-        raise InputError(f"{place}: neither a path nor an id of study {study.study} with output{remedy}")
-    return place
-
-
-def explore(study: Study, main: str, guides: Sequence[str], settings: SearchSettings) -> tuple[Path | Run, list[Run]]:
-    """The main network, a fixed file or a run, and the runs of guides."""
-    place = locate(study, "networks", main)
-    runs = [read_run(source, locate(study, "networks", source)) for source in guides]
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError(f"guides {', '.join(guides)}: two runs of the same name, {names[0]}; rename one's snapshots")
-    block = parse_seeds(settings.seeds)
     for key, item in study.generate.items():
-        if set(item.all_seeds()) & set(block):
+        if set(item.all_seeds()) & set(parse_seeds(settings.seeds)):
             raise InputError(
                 f"seeds {settings.seeds}: generate.{key} reports some of them; what a setting was chosen on "
                 "cannot judge it, give other seeds"
             )
+
+
+def read_networks(study: Study, main: str, guides: Sequence[str]) -> tuple[Path | Run, list[Run]]:
+    """The main network, one file or a run, and the runs of guides."""
+    place = locate(study, "networks", main)
+    runs = [read_run(source, locate(study, "networks", source)) for source in guides]
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"guides {', '.join(guides)}: two runs have the name {name}; give each once")
     return (place if place.is_file() else read_run(main, place)), runs
 
 
 def space_of(main: Path | Run, guides: Sequence[Run], settings: SearchSettings) -> Space:
     """Everything that can be tried; a main network is never its own guide at the end of its training."""
+    lattice, limit = settings.ema_lattice, settings.profile_error
     times: dict[str, dict[int, Interval]] = {}
     for run in guides:
         own = isinstance(main, Run) and main.folder == run.folder
@@ -146,8 +77,8 @@ def space_of(main: Path | Run, guides: Sequence[Run], settings: SearchSettings) 
         kept = [kimg for kimg in sorted(kimgs) if not (own and run.at(kimg) == run.nimg[-1])]
         if not kept:
             raise InputError(f"{run.folder}: nothing earlier than the main network itself; keep earlier snapshots")
-        times[run.name] = {kimg: run.ema_range(kimg, settings) for kimg in kept}
-    last = main.ema_range(main.nimg[-1] // 1000, settings) if isinstance(main, Run) else None
+        times[run.name] = {kimg: run.ema_range(kimg, lattice, limit) for kimg in kept}
+    last = main.ema_range(main.nimg[-1] // 1000, lattice, limit) if isinstance(main, Run) else None
     return Space(settings, times, last)
 
 
@@ -237,9 +168,7 @@ class SampledDistance:
 
     def _network(self, run: Run, nimg: int, std: float) -> Path:
         """Where the network of an EMA length lies, made or to be made; other snapshots, another folder."""
-        stamp = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(run.times)]
-        inputs = hashlib.sha256(repr((run.folder.resolve(), stamp)).encode()).hexdigest()[:8]
-        folder = self.folder / "networks" / f"{run.name}-{inputs}"
+        folder = self.folder / "networks" / f"{run.name}-{run.stamp}"
         return folder / snapshots.format_name(run.name, nimg // 1000, std)
 
     def _reconstruct(self, candidates: Sequence[Candidate]) -> None:
@@ -352,14 +281,8 @@ def guide(
         raise InputError(
             f"detector '{detector}': not one of study {study.study}'s{nearest(detector, study.evaluate.detectors)}"
         )
-    batch = study.sampler.batch_size
-    for block in (settings.seeds, *settings.fresh):
-        if parse_seeds(block).start % batch or settings.sizes[0] % batch:
-            raise InputError(
-                f"seeds {block}: batches are whole multiples of {batch} seeds (sampler.batch_size); let blocks begin "
-                f"at one, and the smallest rung ({settings.sizes[0]} images) be one"
-            )
-    network, runs = explore(study, main, guides, settings)
+    check_seeds(study, settings)
+    network, runs = read_networks(study, main, guides)
     space = space_of(network, runs, settings)
     device = distributed.device()
     reference = Reference(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metrics.files import InputError
 from repro.study import parse_seeds
@@ -76,6 +77,12 @@ class SearchSettings:
             raise InputError("seeds and fresh: blocks overlap; fresh seeds must play no part in the search")
         if len(blocks[0]) % 2 ** (self.rungs - 1):
             raise InputError(f"seeds {self.seeds}: {len(blocks[0])} cannot be halved {self.rungs - 1} times")
+
+    @property
+    def ema_lattice(self) -> NDArray[np.float64]:
+        """Every EMA length within the range, a finest step apart."""
+        places = np.arange(_count(self.ema, self.ema_steps[-1]), dtype=np.float64)
+        return (self.ema[0] + places * self.ema_steps[-1]).round(6)
 
     @property
     def sizes(self) -> list[int]:
