@@ -207,7 +207,7 @@ class SampledDistance:
         """Files of a pair's features by their seeds."""
         return {parse_seeds(path.stem): path for path in sorted((self.folder / "features" / key).glob("*.npy"))}
 
-    def _features(self, key: str, seeds: range) -> NDArray[np.float32]:
+    def features(self, key: str, seeds: range) -> NDArray[np.float32]:
         """Features [N, D] of `seeds`, in order."""
         parts = []
         for members, path in sorted(self._files(key).items(), key=lambda item: item[0].start):
@@ -219,7 +219,7 @@ class SampledDistance:
 
     def _distance(self, key: str, seeds: range) -> float:
         tags = self.reference.detectors[self.detector].tags
-        return frechet_distance(stats.from_features(self._features(key, seeds), tags), self._target)
+        return frechet_distance(stats.from_features(self.features(key, seeds), tags), self._target)
 
 
 def _pieces(seeds: range, have: Mapping[range, Path], size: int) -> list[range]:
