@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from metrics import distributed
 from metrics import statistics as stats
 from metrics.files import InputError, atomic_write, write_text
-from metrics.frechet import Gaussian, frechet_distance
+from metrics.frechet import Estimate, Gaussian, frechet_distance, paired_difference
 from repro import ema, figures, snapshots
 from repro.evaluate import FD_NAMES, Reference, provenance, sample_features
 from repro.generate import Configuration, Pair, load_pair
@@ -125,6 +125,15 @@ class SampledDistance:
             values = distributed.all_reduce_sum(values)
         self._values |= {(key, seeds): float(value) for key, value in zip(missing, values, strict=True)}
         return [self._values[keys[candidate], seeds] for candidate in candidates]
+
+    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
+        found = np.zeros(2)
+        if distributed.rank() == 0:  # the others follow, so that all go the same way
+            first, second = (self.features(self.identify(c)[0], seeds) for c in (a, b))
+            estimate = paired_difference(first, second, self._target)
+            found[:] = estimate.value, estimate.standard_error
+        value, error = distributed.all_reduce_sum(found)
+        return Estimate(float(value), float(error))
 
     def configuration(self, candidate: Candidate) -> Configuration:
         """How a candidate is sampled; at weight 1 there is no guide."""

@@ -4,7 +4,8 @@ The paper's pruned local grid search, with images spent where they decide. All c
 seeds, so that their differences are far less noisy than their values. A local grid is a race: many candidates on few
 images, the better half on twice as many, and so on; the distance falls with the number of images, so only values of
 equal counts are compared. The seeds of a longer measurement contain those of a shorter one, whose images are not
-sampled again. What remains at the end is measured once more on seeds that played no part in the search.
+sampled again. Gains within their standard error are not pursued. What remains at the end is measured once more on
+seeds that played no part in the search.
 """
 
 import itertools
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.files import InputError
+from metrics.frechet import Estimate
 from repro.study import parse_seeds
 
 AXES = ("guidance", "main_ema", "guide_ema")  # continuous; the guide's run and snapshot are the others
@@ -123,6 +125,9 @@ class Objective(Protocol):
 
     def measure(self, candidates: Sequence[Candidate], seeds: range) -> list[float]:
         """The distance of each candidate, on the images of `seeds`."""
+
+    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
+        """Distance of `a` less that of `b` on the same seeds, both measured before, with its standard error."""
 
 
 Interval = tuple[float, float]
@@ -251,14 +256,22 @@ class Search:
         self._step = 0
 
     def run(self) -> list[Finalist]:
-        """Search, and measure what won on fresh seeds; the first finalist is the best on these."""
+        """Search, and measure what won on fresh seeds; the first finalist is the best on these.
+
+        A gain is always taken, but only one above its standard error is worth another local grid of the same level.
+        """
         ranking = self._race("screening", self.space.screening(), None)
         for level in range(len(self.settings.ema_steps)):
-            best = None
-            while best != ranking[0]:
+            gained = True
+            while gained:
                 best = ranking[0]
                 ranking = self._race(f"level {level + 1}", [best, *self.space.neighbours(best, level)], best)
+                gained = ranking[0] != best and self._is_clear(ranking[0], best)
         return self._confirm(ranking[: self.settings.finalists])
+
+    def _is_clear(self, new: Candidate, old: Candidate) -> bool:
+        gain = self.objective.difference(new, old, parse_seeds(self.settings.seeds))
+        return gain.value < -gain.standard_error
 
     def _race(self, stage: str, pool: list[Candidate], best: Candidate | None) -> list[Candidate]:
         """Successive halving of `pool`; all candidates, the winner first, the last ones to drop out next.

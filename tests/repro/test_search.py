@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from metrics.files import InputError
+from metrics.frechet import Estimate
 from repro import digits, guide, snapshots
 from repro import study as studies
 from repro.encoders import RGBEncoder
@@ -43,8 +44,8 @@ TIMES = (5, 10, 20, 40)
 class Recorded:
     """An objective given as a function of candidate and seeds, which counts images as the real one does."""
 
-    def __init__(self, value: Callable[[Candidate, range], float]) -> None:
-        self.value = value
+    def __init__(self, value: Callable[[Candidate, range], float], error: float = 0.0) -> None:
+        self.value, self.error = value, error
         self.asked: dict[tuple[Candidate, int], int] = {}
 
     @property
@@ -55,6 +56,9 @@ class Recorded:
         for c in candidates:
             self.asked[c, seeds.start] = max(self.asked.get((c, seeds.start), 0), len(seeds))
         return [self.value(c, seeds) for c in candidates]
+
+    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
+        return Estimate(self.value(a, seeds) - self.value(b, seeds), self.error)
 
 
 def bowl(c: Candidate) -> float:
@@ -112,7 +116,7 @@ def test_the_search_ends_at_the_minimum_of_an_exhaustive_grid() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_paired_noise_that_is_larger_than_the_differences_does_not_mislead(seed: int) -> None:
     value = noisy(seed)
-    objective = Recorded(value)
+    objective = Recorded(value, error=0.05 / 16)
     best = Search(space(), objective, lambda path: None).run()[0].candidate
     coarse = [c for c in grid(space()) if c.guidance in (1.2, 1.6, 2.0, 2.4) and {c.main_ema, c.guide_ema} <= COARSE]
     blocks = [value(best, range(start, start + 256)) for start in range(0, 256 * 40, 256)]
@@ -178,6 +182,23 @@ def test_the_best_so_far_stays_in_a_race_that_it_loses_on_few_images() -> None:
     search, _ = run(value, where)
     assert [row.candidate.guidance for row in search.path if row.accepted] == [1.6]
     assert {row.stage for row in search.path} == {"screening", "level 1", "level 2", "level 3", "fresh seeds"}
+
+
+def test_gains_within_their_standard_error_are_taken_but_not_pursued() -> None:
+    """Along a slope of 0.1 per 0.4 of weight: pursued to the range's end, or one step per level."""
+
+    def slope(c: Candidate, seeds: range) -> float:
+        return 10 - 0.25 * c.guidance
+
+    settings = replace(SETTINGS, first_guidance=[1.4], guidance_steps=[0.4, 0.2, 0.1])
+    where = Space(settings, {"small": {10: (0.1, 0.1)}}, None)
+    weights = []
+    for error in (0.02, 0.2):
+        search = Search(where, Recorded(slope, error), lambda path: None)
+        search.run()
+        weights.append([row.candidate.guidance for row in search.path if row.accepted])
+    assert weights[0] == [1.4, 1.8, 2.2, 2.6, 3.0, 3.4, 3.5]
+    assert weights[1] == [1.4, 1.8, 2.0, 2.1]
 
 
 def test_only_values_of_equal_seeds_are_compared() -> None:
