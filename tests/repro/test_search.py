@@ -294,7 +294,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"mini-digits": {"kind": "digits"}},
         "networks": {"main-run": training, "small-run": training},
         "reconstruct": {},
-        "sampler": {"num_steps": 2, "batch_size": 8, "shard_size": 32},
+        "sampler": {"num_steps": 2, "batch_size": 8, "shard_size": 16},
         "evaluate": {"detectors": ["digits"]},
         "generate": {
             "mini-reported": {
@@ -309,14 +309,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sweeps": {},
     }
     settings = {
-        "seeds": "0-63",
-        "fresh": ["64-127", "128-191"],
+        "seeds": "0-31",
+        "fresh": ["32-63", "64-95"],
         "rungs": 2,
         "finalists": 2,
         "guidance_steps": [0.5],
         "ema_steps": [0.05],
         "first_guidance": [1.5],
         "first_ema": 0.1,
+        "guide_kimg": [1, 2],
         "ema": [0.05, 0.10],
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(study))
@@ -362,9 +363,8 @@ def test_a_search_leaves_path_figure_summary_and_entries_for_a_study(made: Path,
     assert path["images"].is_monotonic_increasing
     assert path["main_sha256"].str.len().eq(64).all()
     assert set(path["guide"]) == {"small", "main"}
-    assert not ((path["guide"] == "main") & (path["kimg"] == 4)).any(), "the main network is no guide of its own"
     assert finalists["mean"].is_monotonic_increasing
-    assert path.loc[path["seeds"] == "64-127", "num_images"].eq(64).all()
+    assert path.loc[path["seeds"] == "32-63", "num_images"].eq(32).all()
     assert {"path.png", "path.svg", "study.yaml", "summary.md"} <= {p.name for p in whole.iterdir()}
     assert f"{path['images'].max():,} images" in (whole / "summary.md").read_text()
     study = yaml.safe_load((made / "params.yaml").read_text())
@@ -397,25 +397,32 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_path(made: Path, whole: 
     assert (made / "killed" / "path.csv").read_bytes() == (whole / "path.csv").read_bytes()
 
 
-def test_a_finished_search_samples_nothing_and_two_processes_take_the_same_path(made: Path, whole: Path) -> None:
-    before = features(whole)
-    finish(start(made, "whole"))
-    assert features(whole) == before
+def test_a_finished_search_samples_nothing(made: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole, made / "again")
+    before = features(made / "again")
+    run_guide(made, monkeypatch, folder=Path("again"))
+    assert features(made / "again") == before
+
+
+def test_two_processes_take_the_same_path(made: Path, whole: Path) -> None:
     finish(start(made, "shared", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"))
     for name in ("path.csv", "finalists.csv", "study.yaml"):
         assert (made / "shared" / name).read_bytes() == (whole / name).read_bytes()
 
 
+def run_guide(made: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> str:
+    """The search of COMMAND within this process, with something else than what works."""
+    monkeypatch.chdir(made)
+    given = {"main": "main-run", "guides": ["small-run", "main-run"], "data": "mini-digits", "detector": "digits"}
+    given |= {"folder": Path("refused")}
+    settings = replace(
+        guide.load_settings(Path("settings.yaml")), **{k: v for k, v in change.items() if k not in given}
+    )
+    chosen = given | {k: v for k, v in change.items() if k in given}
+    return guide.guide(studies.load(), **chosen, settings=settings)
+
+
 # --- Mistakes --------------------------------------------------------------------------------------------------
-
-
-def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> None:
-    """`guide.guide` in `folder` with something else than what works."""
-    monkeypatch.chdir(folder)
-    settings = guide.load_settings(Path("settings.yaml"))
-    given = {"main": "main-run", "guides": ["small-run"], "data": "mini-digits", "detector": "digits"} | change
-    fields = {name: given.pop(name) for name in list(given) if name not in ("main", "guides", "data", "detector")}
-    guide.guide(studies.load(), **given, settings=replace(settings, **fields), folder=Path("refused"))
 
 
 @pytest.mark.parametrize(
@@ -429,9 +436,9 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> None:
         ),
         ({"data": "digits"}, "neither a path nor an id of study mini"),
         ({"detector": "inception"}, "inception"),
-        ({"guide_kimg": [3, 7]}, "no snapshot at 7 kimg; there are snapshots at 1, 2, 3, 4"),
-        ({"seeds": "4-67", "fresh": ["128-191"]}, "whole multiples of 8"),
-        ({"seeds": "7968-8031"}, "generate.mini-reported reports some of them"),
+        ({"guides": ["small-run"], "guide_kimg": [3, 7]}, "no snapshot at 7 kimg; there are snapshots at 1, 2, 3, 4"),
+        ({"seeds": "4-35", "fresh": ["64-95"]}, "whole multiples of 8"),
+        ({"seeds": "7976-8007"}, "generate.mini-reported reports some of them"),
         ({"guide_kimg": [1], "ema": [0.2, 0.25], "first_ema": 0.2}, "keep snapshots more often"),
         ({"guides": ["main-run"], "guide_kimg": [4]}, "nothing earlier than the main network"),
     ],
@@ -440,7 +447,7 @@ def test_mistakes_are_told_before_anything_is_sampled(
     made: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        call(made, monkeypatch, **change)
+        run_guide(made, monkeypatch, **change)
     assert message in str(caught.value)
     assert not (made / "refused").exists()
 
@@ -449,24 +456,13 @@ def test_a_broken_feature_file_is_named(made: Path, whole: Path, monkeypatch: py
     shutil.copytree(whole, made / "broken")
     broken = next((made / "broken").glob("features/*/0-*.npy"))
     broken.write_bytes(broken.read_bytes()[:100])
-    monkeypatch.chdir(made)
     with pytest.raises(InputError, match=f"{broken.name}.*remove it"):
-        guide.guide(
-            studies.load(),
-            "main-run",
-            ["small-run", "main-run"],
-            "mini-digits",
-            guide.load_settings(Path("settings.yaml")),
-            "digits",
-            Path("broken"),
-        )
+        run_guide(made, monkeypatch, folder=Path("broken"))
 
 
 def test_a_fixed_main_network_has_no_ema_to_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(made)
     main = "out/mini/networks/main-run/main-0000004-0.050.safetensors"
-    settings = guide.load_settings(Path("settings.yaml"))
-    summary = guide.guide(studies.load(), main, ["small-run"], "mini-digits", settings, "digits", Path("fixed"))
+    summary = run_guide(made, monkeypatch, main=main, guides=["small-run"], folder=Path("fixed"))
     assert "main EMA" not in summary
     assert set(pd.read_csv("fixed/path.csv")["main"]) == {Path(main).name}
     entry = yaml.safe_load(Path("fixed/study.yaml").read_text())["generate"]["best-autoguidance"]
@@ -474,9 +470,7 @@ def test_a_fixed_main_network_has_no_ema_to_search(made: Path, monkeypatch: pyte
 
 
 def test_weight_one_is_the_same_for_every_guide(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(made)
-    settings = replace(guide.load_settings(Path("settings.yaml")), guidance=[1.0, 1.0], first_guidance=[1.0])
-    guide.guide(studies.load(), "main-run", ["small-run"], "mini-digits", settings, "digits", Path("unguided"))
+    run_guide(made, monkeypatch, guidance=[1.0, 1.0], first_guidance=[1.0], folder=Path("unguided"))
     path = pd.read_csv("unguided/path.csv")
     assert path.groupby(["seeds", "main_ema"])["value"].nunique().eq(1).all()
     assert path["guide_sha256"].isna().all()
@@ -488,3 +482,13 @@ def test_rows_name_the_images_of_all_candidates_together() -> None:
     search, objective = run(noisy(2))
     assert isinstance(search.path[0], Row)
     assert search.path[-1].images == objective.images
+
+
+def test_guides_are_halvings_of_the_training_and_never_the_main_network_itself(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made)
+    settings = replace(guide.load_settings(Path("settings.yaml")), guide_kimg=None)
+    main, runs = guide.read_networks(studies.load(), "main-run", ["small-run", "main-run"])
+    found = guide.space_of(main, runs, settings)
+    assert {run: list(times) for run, times in found.guides.items()} == {"small": [1, 2, 4], "main": [1, 2]}
