@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from metrics import references, statistics
 from metrics.detectors import weights
 from metrics.files import InputError, folder_lock, link_or_copy
-from repro import snapshots
+from repro import cifar10, snapshots
 from repro.encoders import VAE_FILES, vae_folder
 from repro.fetch import Options, Source, fetch, fetch_networks, read_lock
-from repro.study import OUT, Networks, PublishedReference, Study, build
+from repro.study import OUT, Cifar10, Networks, PublishedReference, Study, build
 
 OFFLINE = "AUTOGUIDANCE_OFFLINE"
 """Environment variable: where it is set, nothing is downloaded."""
@@ -121,4 +121,8 @@ def everything(study: Study) -> list[Path]:
             folders.append(study.out / "data" / key)
             with folder_lock(folders[-1]):
                 reference(study, build(PublishedReference, data.settings), folders[-1])
+        if data.kind == "cifar10":
+            folders.append(study.out / "data" / key)
+            with folder_lock(folders[-1]):
+                cifar10.prepare(build(Cifar10, data.settings), folders[-1], options(study))
     return folders

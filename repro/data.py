@@ -112,12 +112,13 @@ class ImageDataset:
     Args:
         path: the folder or zip.
         encoder: pixels or stored latents -> latents; None: RGB.
+        use_labels: False: the data count as unlabelled, whatever `dataset.json` says.
 
     Raises:
         InputError: nothing there, an item that is missing, broken or of another shape, or labels that do not fit.
     """
 
-    def __init__(self, path: str | Path, encoder: Encoder | None = None) -> None:
+    def __init__(self, path: str | Path, encoder: Encoder | None = None, use_labels: bool = True) -> None:
         self.path = Path(path)
         self.encoder = encoder or RGBEncoder()
         self._zip = zipfile.ZipFile(self.path) if _is_zip(self.path) else None
@@ -128,7 +129,7 @@ class ImageDataset:
         if not self.names:
             raise InputError(f"{self.path}: no {' or '.join(SUFFIXES)} files inside; see `repro data convert`")
         described = json.dumps([(name, sizes[name]) for name in self.names])
-        labels_json = self._read(LABELS) if LABELS in sizes else b""
+        labels_json = self._read(LABELS) if use_labels and LABELS in sizes else b""
         self.digest = hashlib.sha256(described.encode() + labels_json).hexdigest()
         self.labels = self._labels(labels_json)  # class of each item [items], or None
         self.label_dim = 0 if self.labels is None else int(self.labels.max()) + 1

@@ -14,7 +14,7 @@ import torch
 
 from metrics import distributed
 from metrics.files import atomic_write, folder_lock, link_or_copy, sha256_file, write_text
-from repro import acquire, digits, ema, snapshots, standin, toy, training
+from repro import acquire, digits, ema, imagesets, snapshots, standin, toy, training
 from repro.evaluate import (
     FEATURES,
     Reference,
@@ -56,14 +56,17 @@ def run_toy(study: Study, key: str) -> None:
 
 
 def run_data(study: Study, key: str) -> None:
-    """A data set's feature network and reference statistics."""
+    """A data set's images or feature network, and its reference statistics."""
     item = study.data[key]
     folder = study.out / "data" / key
     with folder_lock(folder):
         if item.kind == "reference":
             acquire.reference(study, build(PublishedReference, item.settings), folder)
             return
-        digits.prepare(folder, build(digits.DigitSettings, item.settings, f"data.{key}.settings"))
+        if item.kind == "digits":
+            digits.prepare(folder, build(digits.DigitSettings, item.settings, f"data.{key}.settings"))
+            return
+        imagesets.measure(imagesets.prepare(study, key), study.evaluate.detectors, folder)
 
 
 def run_networks(study: Study, key: str) -> None:
@@ -82,8 +85,7 @@ def run_networks(study: Study, key: str) -> None:
         return
     assert item.data is not None  # the study was checked
     config = build(training.TrainingConfig, item.train, f"networks.{key}.train")
-    data = study.data[item.data]
-    dataset = digits.Digits(build(digits.DigitSettings, data.settings, f"data.{item.data}.settings"))
+    dataset = imagesets.training_data(study, item.data)
     with rank0_lock(folder):
         training.train(config, dataset, folder)
 

