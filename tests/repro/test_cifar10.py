@@ -298,7 +298,7 @@ def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
         pair = (of(Path(sample.main).parts[0]), of(Path(sample.guide).parts[0]))
         total += len(sample.all_seeds()) * (evaluations * pair[0] + guided * pair[1])
     for sweep in study.sweeps.values():
-        points = len(sweep.values) * len(studies.parse_seeds(sweep.seeds))
+        points = len(sweep.values) * sum(len(studies.parse_seeds(block)) for block in sweep.seeds)
         total += points * evaluations * (of(sweep.main_set) + of(sweep.guide_set))
     assert total / 1e6 == pytest.approx(63, abs=0.5)
 
@@ -315,7 +315,8 @@ def test_report_seeds_are_not_those_of_the_sweeps() -> None:
     reported = {seed for item in study.generate.values() for seed in item.all_seeds()}
     assert len(reported) == 50_000
     for sweep in study.sweeps.values():
-        assert reported.isdisjoint(studies.parse_seeds(sweep.seeds))
+        for block in sweep.seeds:
+            assert reported.isdisjoint(studies.parse_seeds(block))
 
 
 def cut_down(source: Path) -> Study:
@@ -339,7 +340,7 @@ def cut_down(source: Path) -> Study:
         if "interval" in item:
             item["interval"] = [1, 2]
     for item in raw["sweeps"].values():
-        item |= {"seeds": "1000-1007", "values": item["values"][:2]}
+        item |= {"seeds": ["1000-1007"], "values": item["values"][:2]}
     return studies.build(Study, raw)
 
 
