@@ -88,7 +88,7 @@ def main() -> None:
     comparison = pd.DataFrame(rows)
     comparison.to_csv(HERE / "comparison.csv", index=False)
     print(comparison.T.to_string())
-    for name in ("path.csv", "finalists.csv", "summary.md", "study.yaml"):
+    for name in ("path.csv", "path.png", "finalists.csv", "summary.md", "study.yaml"):
         shutil.copy(SEARCH / name, HERE / name)
     with matplotlib.rc_context(figures.STYLE):
         draw(path, table, comparison).savefig(HERE / "comparison.png", facecolor="white")
@@ -112,7 +112,7 @@ def draw(path: pd.DataFrame, grid: pd.DataFrame, comparison: pd.DataFrame) -> Fi
         judged.plot(row["mean"], i, marker="o", color=colours[row["setting"]])
     judged.set_yticks(range(len(comparison)), list(comparison["setting"]))
     judged.set_ylim(len(comparison) - 0.5, -0.5)
-    judged.set_xlabel(f"{figures.label_of('fd_digits')} of 3 x 1,024 other images")
+    judged.set_xlabel(f"{figures.label_of('fd_digits')} of {len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images")
     judged.grid(axis="y", visible=False)
     return figure
 
