@@ -8,8 +8,6 @@ the shapes of EDM2-S with XS and of XXL with M, in float16; on a CPU a scaled-do
 
 import itertools
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.detectors import rates
 from repro import networks
 from repro.cost import Run, counted_gflops
 from repro.guidance import noise_levels
@@ -24,7 +23,6 @@ from repro.networks import Precond, prepare
 from repro.sampler import draw_inputs, sample
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense float16 Tflops, tensor cores
-ROUNDS = 2
 GUIDANCE = 2.1
 
 
@@ -90,20 +88,6 @@ def plain_sample(main: Precond, guide: Precond, noise: Tensor, labels: Tensor | 
     return x
 
 
-def best_seconds(functions: dict[str, Callable[[], Tensor]], device: str) -> dict[str, float]:
-    """The best of alternating rounds behind a warm-up."""
-    best = dict.fromkeys(functions, math.inf)
-    for round in range(ROUNDS + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if round:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
 def peak_tflops() -> float:
     """Of the GPU, in float16; measured by a large product where the model is not listed."""
     name = torch.cuda.get_device_name()
@@ -111,7 +95,7 @@ def peak_tflops() -> float:
     if listed is not None:
         return listed
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
-    return 2 * 8192**3 / best_seconds({"product": lambda: a @ a}, "cuda")["product"] / 1e12
+    return 2 * 8192**3 * rates({"product": lambda: a @ a}, 1, "cuda")["product"] / 1e12
 
 
 def gflops(network: Precond) -> float:
@@ -136,8 +120,7 @@ def measure(case: Case, device: str) -> None:
     a, b = ours(), plain()
     error = float((a - b).norm() / b.norm())
     assert error < case.tolerance, error
-    found = best_seconds({"plain": plain, "ours": ours}, device)
-    rate = {name: case.batch / seconds for name, seconds in found.items()}
+    rate = rates({"plain": plain, "ours": ours}, case.batch, device)
     print(f"{case.name}, batch {case.batch}, {case.num_steps} steps: latents differ by {error:.0e} (relative)")
     evaluations = 2 * case.num_steps - 1
     tflops = 2 * evaluations * sum(map(gflops, pair)) / 1e3  # a multiplication and an addition are two
