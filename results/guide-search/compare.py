@@ -112,7 +112,8 @@ def draw(path: pd.DataFrame, grid: pd.DataFrame, comparison: pd.DataFrame) -> Fi
         judged.plot(row["mean"], i, marker="o", color=colours[row["setting"]])
     judged.set_yticks(range(len(comparison)), list(comparison["setting"]))
     judged.set_ylim(len(comparison) - 0.5, -0.5)
-    judged.set_xlabel(f"{figures.label_of('fd_digits')} of {len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images")
+    images = f"{len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images"
+    judged.set_xlabel(f"{figures.label_of('fd_digits')} of {images}")
     judged.grid(axis="y", visible=False)
     return figure
 
