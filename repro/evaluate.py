@@ -31,6 +31,7 @@ STAND_INS = {"stand-in-inception": "fid_meaningless", "stand-in-dinov2": "fd_din
 """Detectors of rehearsals (`repro.standin`), and the name that says in every table what their numbers are worth."""
 FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2", "digits": "fd_digits", **STAND_INS}
 FEATURES = ".npz"
+EXTRACT_BATCH = 100
 
 
 class Reference:
@@ -178,9 +179,11 @@ def _concatenate(parts: list[dict[str, NDArray[np.float32]]]) -> dict[str, NDArr
 
 
 def extract(images: NDArray[np.uint8], used: dict[str, Detector]) -> dict[str, NDArray[np.float32]]:
-    """Features [N, D] of uint8 images [N, H, W, C] under every detector."""
-    batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return {name: detector(batch).cpu().numpy() for name, detector in used.items()}
+    """Features [N, D] of uint8 images [N, H, W, C] under every detector, in batches that fit a small GPU."""
+    batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(EXTRACT_BATCH)
+    return {
+        name: np.concatenate([detector(batch).cpu().numpy() for batch in batches]) for name, detector in used.items()
+    }
 
 
 def rows(

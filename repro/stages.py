@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,7 +24,6 @@ from repro.evaluate import (
     feature_format,
     feature_manifest,
     rows,
-    sample_features,
     write_rows,
 )
 from repro.generate import (
@@ -34,7 +34,6 @@ from repro.generate import (
     image_grid,
     load_code,
     load_pair,
-    manifest_facts,
     plan_shards,
     read_manifest,
     read_shard,
@@ -213,9 +212,10 @@ def _write_preview(folder: Path, shard: Path) -> None:
 
 
 def run_sweep(study: Study, key: str) -> None:
-    """One sensitivity curve; finished points are kept, and under torchrun the ranks share them.
+    """One sensitivity curve; finished points are kept, and under torchrun the ranks share the shards of each.
 
-    A point that any study's curve holds already (the unguided one, say) is taken from there.
+    A point that any study's curve holds already (the unguided one, say) is taken from there. Shards of features stand
+    until their point is measured, so that an interruption costs one.
     """
     sweep = study.sweeps[key]
     folder = study.out / "results" / key
@@ -229,17 +229,26 @@ def run_sweep(study: Study, key: str) -> None:
             part = folder / "points" / f"{reference.digest(pair, block)[:16]}.csv"
             curve = {"block": block, "sweep": key, "axis": sweep.axis, "axis_value": value}
             parts.append((common | curve, part))
-            if number % distributed.world_size() != distributed.rank() or part.exists():
+            if _is_measured(part):
                 continue
-            elsewhere = next(OUT.glob(f"*/results/*/points/{part.name}"), None)
-            if elsewhere is not None:
-                link_or_copy(elsewhere, part)
-                continue
-            features = sample_features(pair, parse_seeds(block), reference, f"{key} {value}")
-            write_rows(part, rows(manifest_facts(pair), features, reference, device))
+            members, shards = parse_seeds(block), part.with_suffix("")
+            paths = generate(pair, members, shards, f"{key} {value:g}", feature_format(reference))
+            if number % distributed.world_size() == distributed.rank():
+                write_rows(part, rows(*block_features(paths, members), reference, device))
+                shutil.rmtree(shards)
         distributed.barrier()
         if distributed.rank() == 0:
             _gather(parts, folder / MEASURES)
+
+
+def _is_measured(part: Path) -> bool:
+    """Whether a point stands, here or in another curve, from where it is linked; all ranks agree."""
+    if distributed.rank() == 0 and not part.exists():
+        elsewhere = next(OUT.glob(f"*/results/*/points/{part.name}"), None)
+        if elsewhere is not None:
+            link_or_copy(elsewhere, part)
+    found = distributed.all_reduce_sum(np.array([float(part.exists())]))
+    return bool(found[0] == distributed.world_size())
 
 
 def _pairs(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:

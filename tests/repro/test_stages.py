@@ -166,7 +166,7 @@ def test_another_weight_sets_shards_aside_and_the_old_one_takes_them_back(
 
 
 def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = count_calls(monkeypatch, stages, "sample_features")
+    calls = count_calls(monkeypatch, stages, "rows")
     loads = count_calls(monkeypatch, stages, "load_pair")
     stages.run_sweep(first, "autoguidance-weight")
     stages.run_sweep(first, "cfg-weight")
@@ -178,8 +178,30 @@ def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.Monke
     pd.testing.assert_frame_equal(unguided[0][same], unguided[1][same])
     assert set(a["sweep"]) == {"autoguidance-weight"}
     assert set(b["sweep"]) == {"cfg-weight"}
+    assert all(path.is_file() for path in first.out.glob("results/*/points/*"))  # no shards are left
     guided = [curve[curve["axis_value"] == 2]["value"].to_numpy() for curve in (a, b)]
     assert (guided[0] != guided[1]).any()
+
+
+def test_an_interrupted_curve_keeps_its_shards(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.run_sweep(first, "cfg-weight")
+    expected = measures(first, "cfg-weight")
+    shutil.rmtree(first.out / "results")
+    real, batches = generate.sample_batch, []
+
+    def interrupted(pair: Any, seeds: Any) -> Any:
+        batches.append(seeds)
+        if len(batches) == 6:  # of 3 per point, in 2 shards
+            raise KeyboardInterrupt
+        return real(pair, seeds)
+
+    monkeypatch.setattr(generate, "sample_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_sweep(first, "cfg-weight")
+    assert len(list(first.out.glob("results/*/points/*/*.npz"))) == 1
+    stages.run_sweep(first, "cfg-weight")
+    pd.testing.assert_frame_equal(measures(first, "cfg-weight"), expected)
+    assert len(batches) == 4 * 3 + 1  # only the one that was interrupted is sampled again
 
 
 def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
