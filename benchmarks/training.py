@@ -3,17 +3,22 @@
 Both take the same data from the same initial weights, with the same threads and dtype. The plain version keeps
 PyTorch's default memory layout and treats weights one by one: Adam, the averages, the filter for gradients. The final
 weights and averages are asserted equal; the best step of each is compared, since other work may share the machine.
+
+On a CUDA device also: an EDM2-S of 64 x 64 pixels in float16, images per second and model-flops utilisation.
 """
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.sampling import peak_tflops
+from repro import cost, recipes
 from repro.digits import Digits
 from repro.ema import beta
 from repro.networks import Precond
@@ -98,6 +103,34 @@ def row(name: str, steps: Sequence[float], ema: float, optimizer: float) -> str:
     return f"{name:8}{best * 1e3:10.1f}{BATCH / best:10.0f}{ema / best:10.1%}{optimizer / best:12.1%}"
 
 
+def throughput(batch_size: int = 128, accumulated: int = 4, steps: int = 8) -> None:
+    """Training throughput of EDM2-S at 64 x 64 on one GPU; a step counts as three evaluations."""
+    config = replace(recipes.configure("edm2-img64-s"), batch_size=batch_size * accumulated)
+    resolution, channels = recipes.recipe("edm2-img64-s").data_shape
+    with torch.device("cuda"):
+        net = Precond(resolution, channels, 1000, **config.network)
+    trainer = Trainer(channels_last(net), config)
+
+    def pieces() -> Iterator[Batch]:
+        for _ in range(accumulated):
+            images = torch.randn(batch_size, channels, resolution, resolution, device="cuda") / 2
+            labels = torch.eye(1000, device="cuda")[torch.randint(1000, [batch_size], device="cuda")]
+            sigma = (torch.randn(batch_size, 1, 1, 1, device="cuda") * config.P_std + config.P_mean).exp()
+            yield Batch(images, labels, sigma, torch.randn_like(images))
+
+    def synchronised() -> None:
+        trainer.step(pieces())
+        torch.cuda.synchronize()
+
+    for _ in range(3):
+        synchronised()
+    rate = config.batch_size / min(seconds(synchronised) for _ in range(steps))
+    tflops = 2 * cost.training(config, resolution, channels, 1000)["Gflops per evaluation"] * 3 * rate / 1e3
+    print(f"EDM2-S, 64 x 64, float16, batch {accumulated} x {batch_size}, {torch.cuda.get_device_name()}")
+    print(f"  {rate:.1f} images/s, {tflops:.0f} Tflops/s, {tflops / peak_tflops():.0%} of the float16 peak")
+    print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
+
+
 def main() -> None:
     data = batches(Digits())
     ours = Trainer(channels_last(network()), CONFIG)
@@ -121,6 +154,8 @@ def main() -> None:
     print(row("plain", plain_steps, plain_ema, plain_optimizer))
     print(row("ours", our_steps, our_ema, our_optimizer))
     print(f"{min(plain_steps[2:]) / min(our_steps[2:]):.2f}x; final weights differ by {max(differences):.0e}")
+    if torch.cuda.is_available():
+        throughput()
 
 
 if __name__ == "__main__":
