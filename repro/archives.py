@@ -165,8 +165,8 @@ def _write(
 ) -> None:
     """Make the entries `names` in parts, then join them; finished parts of an interrupted run are taken over."""
     parts = target.with_name(f"{target.name}.parts")
-    size = len(names) * bytes_per_item / 1e9
-    print(f"{target}: {len(names):,} images, about {size:.3g} GB, twice that until the parts are joined")
+    size = tqdm.format_sizeof(len(names) * bytes_per_item, "B")
+    print(f"{target}: {len(names):,} images, about {size}, twice that until the parts are joined")
     with folder_lock(target):
         _check_origin(parts, target, facts)
         pieces = [range(i, min(i + PART, len(names))) for i in range(0, len(names), PART)]

@@ -256,7 +256,7 @@ def generate(
     if total and description:
         images = total * distributed.world_size()
         size = images * (form.bytes_per_image or _png_bytes(pair))
-        distributed.print0(f"{description}: {images:,} images to sample, about {size / 1e9:.3g} GB")
+        distributed.print0(f"{description}: {images:,} images to sample, about {tqdm.format_sizeof(size, 'B')} on disk")
     with (
         tqdm(total=total, unit="img", desc=description, disable=None if distributed.rank() == 0 else True) as bar,
         ThreadPoolExecutor(2) as pool,
