@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from metrics import detectors
-from metrics.evaluate import Extractor, evaluate
+from metrics.evaluation import Extractor, evaluate
 from metrics.references import Reference
 from metrics.statistics import Statistics
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from benchmarks.detectors import rates
 from repro import networks
-from repro.cost import Run, counted_gflops
 from repro.guidance import noise_levels
 from repro.networks import Precond, prepare
 from repro.sampler import draw_inputs, sample
+from repro.study.cost import Run, counted_gflops
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense float16 Tflops, tensor cores
 GUIDANCE = 2.1

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sampling import peak_tflops
-from repro import cost, recipes
-from repro.digits import Digits
+from repro.data.digits import Digits
 from repro.ema import beta
 from repro.networks import Precond
-from repro.training import Batch, EDM2Loss, Trainer, TrainingConfig, channels_last, draw, learning_rate
+from repro.study import cost
+from repro.training import Batch, EDM2Loss, Trainer, TrainingConfig, channels_last, draw, learning_rate, recipes
 
 STEPS = 16
 BATCH = 64

@@ -12,11 +12,11 @@ from typing import Any
 import click
 
 from metrics import distributed, references
-from metrics import evaluate as api
+from metrics import evaluation as api
 from metrics import features as feature_files
 from metrics.files import InputError, write_json, write_text
 from metrics.measure import METRICS, Options
-from metrics.report import Report
+from metrics.results import Report
 
 
 def _split(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics import distributed, downloads
+from metrics import distributed
 from metrics.detectors import Detector
-from metrics.files import InputError, atomic_write, load_npz
+from metrics.files import InputError, atomic_write, downloads, load_npz
 from metrics.statistics import Moments, Statistics, Tag
 
 CHUNK = 1024  # images in a chunk file

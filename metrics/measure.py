@@ -15,7 +15,7 @@ from metrics.inception_score import inception_score
 from metrics.kernel import kernel_distance
 from metrics.neighbours import density_coverage, neighbour_metrics, precision_recall
 from metrics.references import Reference
-from metrics.report import Measurement
+from metrics.results import Measurement
 from metrics.statistics import ESSENTIAL, check_tags
 
 FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from metrics import downloads, features, statistics
+from metrics import features, statistics
 from metrics.features import FeatureSet
-from metrics.files import NUMPY_GLOBALS, InputError, atomic_write, load_npz, load_pickle, sha256_file
+from metrics.files import NUMPY_GLOBALS, InputError, atomic_write, downloads, load_npz, load_pickle, sha256_file
 from metrics.statistics import Statistics
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}

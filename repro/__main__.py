@@ -54,7 +54,7 @@ def study_show(name: str | None) -> None:
 @click.argument("key")
 def stage_command(stage: str, key: str) -> None:
     """Run one pipeline stage of the active study (what dvc.yaml calls)."""
-    from repro.stages import STAGES
+    from repro.pipeline.stages import STAGES
 
     study = studies.load()
     if stage not in STAGES:
@@ -83,7 +83,7 @@ def generate_command(
     out: Path,
 ) -> None:
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
-    from repro import generate
+    from repro.sampling import shards as generate
 
     distributed.init()
     members = studies.parse_seeds(seeds)
@@ -139,7 +139,7 @@ def guide_command(
     Runs and data are ids of the active study, or folders. Run under torchrun for several GPUs; killed and started
     again, it repeats nothing.
     """
-    from repro import guide
+    from repro.search import objective as guide
 
     study = studies.load()
     if not study.evaluate.detectors:
@@ -161,7 +161,7 @@ def guide_command(
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
 def report_command(publish: bool) -> None:
     """Tables, figures and report.html of the active study, from its measures."""
-    from repro import report
+    from repro.report import write as report
 
     study = studies.load()
     folder = report.report(study)
@@ -175,7 +175,7 @@ def report_command(publish: bool) -> None:
 @click.option("--strict", is_flag=True, help="Exit code 1 if a value is off or a claim that was tested does not hold.")
 def verify_command(strict: bool) -> None:
     """Judge published values and claims on what is measured; writes published.csv and verdicts.csv to out/<study>/."""
-    from repro import published
+    from repro.verdicts import published
 
     code = published.verify(studies.load(), click.echo)
     if strict:
@@ -194,7 +194,7 @@ def fetch_command(name: str | None, offline: bool) -> None:
     """Fetch the published files of study NAME (default: the active one) ahead of its stages."""
     import os
 
-    from repro import acquire
+    from repro.pipeline import acquire
 
     if offline:
         os.environ[acquire.OFFLINE] = "1"
@@ -259,7 +259,8 @@ def train_command(
 
     SIGTERM, SIGUSR1 or Ctrl-C save a checkpoint and stop; the same command goes on from there.
     """
-    from repro import monitor, recipes
+    from repro.training import recipes
+    from repro.training import watching as monitor
 
     if preset is None:
         raise InputError(f"--preset is missing; expected one of {', '.join(recipes.RECIPES)}")
@@ -310,7 +311,7 @@ def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, worke
     Grey becomes RGB, palettes and CMYK are converted, alpha is dropped, EXIF orientation is not applied, small images
     are enlarged, as for the published reference statistics. Unusable images are an error that names them all.
     """
-    from repro import archives
+    from repro.data import archives
 
     archives.convert(source, out, resolution, skip_bad, workers)
     _echo_facts(archives.check(out))
@@ -323,7 +324,7 @@ def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, worke
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 def data_encode(source: Path, out: Path, vae: str, batch_size: int) -> None:
     """VAE latents (means and deviations of the posterior) of SOURCE, a zip that `data convert` made."""
-    from repro import archives
+    from repro.data import archives
     from repro.encoders import StabilityVAEEncoder
 
     encoder = StabilityVAEEncoder(vae, batch_size=batch_size)
@@ -335,7 +336,7 @@ def data_encode(source: Path, out: Path, vae: str, batch_size: int) -> None:
 @click.argument("archive", type=click.Path(path_type=Path))
 def data_check(archive: Path) -> None:
     """Read every image and label of ARCHIVE; says what it holds, or everything that is wrong with it."""
-    from repro import archives
+    from repro.data import archives
 
     _echo_facts(archives.check(archive))
 
@@ -350,7 +351,7 @@ def _echo_facts(facts: dict[str, Any]) -> None:
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Of one of your GPUs, an A100 being 1.")
 def cost_command(name: str | None, speed: float) -> None:
     """GPU-hours, download and disk of study NAME (default: the active one), stage by stage."""
-    from repro import cost
+    from repro.study import cost
 
     click.echo(cost.cost(_named(name), speed).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
 
@@ -364,7 +365,8 @@ def preset_group() -> None:
 @click.option("--training", is_flag=True, help="The training recipes instead.")
 def preset_list(training: bool) -> None:
     """Names and published values."""
-    from repro import presets, recipes
+    from repro.study import presets
+    from repro.training import recipes
 
     if training:
         click.echo("\n".join(recipes.RECIPES))
@@ -377,7 +379,8 @@ def preset_list(training: bool) -> None:
 @click.argument("name")
 def preset_show(name: str) -> None:
     """Networks, weight and published value of preset NAME, or the configuration and cost of a training recipe."""
-    from repro import presets, recipes
+    from repro.study import presets
+    from repro.training import recipes
 
     if name in recipes.RECIPES:
         click.echo(recipes.describe(recipes.configure(name), recipes.recipe(name)))
@@ -388,7 +391,7 @@ def preset_show(name: str) -> None:
 @cli.command("summary")
 def summary_command() -> None:
     """Print the active study's tables and where its figures are."""
-    from repro import report
+    from repro.report import write as report
 
     click.echo(report.summary(studies.load()))
 
@@ -398,7 +401,8 @@ def summary_command() -> None:
 @click.option("--training-seeds", type=click.Path(path_type=Path), default=Path("results/training-seeds"))
 def check_command(committed: Path, training_seeds: Path) -> None:
     """Compare the active study's measures with COMMITTED ones, cell by cell; exit code 1 if any disagrees."""
-    from repro import check, measures
+    from repro.verdicts import measures
+    from repro.verdicts import regression as check
 
     table = check.check(measures.read(studies.load()), committed, training_seeds)
     outside = table[~table["agrees"]]

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metrics import downloads
-from metrics.files import InputError
+from metrics.files import InputError, downloads
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metrics.files import NUMPY_GLOBALS, Inert, InputError, atomic_write, load_pickle, load_state_dict, sha256_file
-from metrics.tensors import load_nested_tensors, rebuild_tensor
+from metrics.files.tensors import load_nested_tensors, rebuild_tensor
 from repro import encoders
 from repro.encoders import Encoder, RGBEncoder, StabilityVAEEncoder
 from repro.networks import Precond

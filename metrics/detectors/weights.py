@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metrics import downloads
-from metrics.files import InputError
+from metrics.files import InputError, downloads
 
 VARIABLE = "AUTOGUIDANCE_WEIGHTS"
 """Environment variable that names a folder of weights, for machines without a network."""

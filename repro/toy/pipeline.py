@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metrics.files import write_json
-from repro.evaluate import provenance, write_rows
+from repro.pipeline.evaluate import provenance, write_rows
 from repro.toy.metrics import contour_level, measure
 from repro.toy.mixture import Mixture, fractal
 from repro.toy.sampling import Method, draw, methods

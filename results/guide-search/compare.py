@@ -21,10 +21,13 @@ from matplotlib.figure import Figure
 
 from metrics import distributed
 from metrics.frechet import paired_difference
-from repro import digits, figures, guide, study
-from repro.evaluate import Reference, provenance
-from repro.runs import read_run
-from repro.search import Candidate
+from repro import study
+from repro.data import digits
+from repro.pipeline.evaluate import Reference, provenance
+from repro.report import figures
+from repro.search import objective as guide
+from repro.search.race import Candidate
+from repro.search.runs import read_run
 from repro.study import parse_seeds
 
 HERE = Path(__file__).parent

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics import downloads
 from metrics.detectors import weights
 from metrics.detectors.weights import Weights, digest, find, locate
-from metrics.files import InputError
+from metrics.files import InputError, downloads
 
 CONTENT = bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

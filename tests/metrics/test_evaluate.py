@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metrics import detectors, features, references
-from metrics.evaluate import Evaluator, Extractor, compare, evaluate
+from metrics.evaluation import Evaluator, Extractor, compare, evaluate
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.frechet import frechet_distance, frechet_with_error

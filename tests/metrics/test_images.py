@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics import images, sources
+from metrics import images
 from metrics.files import InputError
-from metrics.images import ImageSet, decode, open_images
+from metrics.images import ImageSet, decode, open_images, sources
 
 COUNT = 7
 

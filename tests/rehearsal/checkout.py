@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from repro import fetch
+from repro.pipeline import fetch
 from repro.study import Study, load, study_path
 
 ROOT = Path(__file__).resolve().parents[2]

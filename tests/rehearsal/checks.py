@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from repro import claims
-from repro.comparison import NAMES
-from repro.evaluate import STAND_INS
-from repro.measures import MEASURES
-from repro.published import NOT_COMPARABLE, NOT_POSSIBLE
+from repro.pipeline.evaluate import STAND_INS
+from repro.report.table1 import NAMES
 from repro.study import Study, parse_seeds
+from repro.verdicts import claims
+from repro.verdicts.measures import MEASURES
+from repro.verdicts.published import NOT_COMPARABLE, NOT_POSSIBLE
 from tests.rehearsal.checkout import FailedError
 
 MEANINGLESS = set(STAND_INS.values())

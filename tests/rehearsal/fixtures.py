@@ -9,8 +9,8 @@ import torch
 
 from repro.encoders import VAE_FILES, RGBEncoder, StabilityVAEEncoder
 from repro.networks import Precond
+from repro.pipeline.standin import DIMS, StandIn
 from repro.snapshots import Snapshot, parse_name
-from repro.standin import DIMS, StandIn
 from repro.study import PublishedReference, Study, build
 from tests.rehearsal import pickles
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from repro.standin import DIMS
+from repro.pipeline.standin import DIMS
 from tests.rehearsal.fixtures import HUB
 
 DETECTORS = dict(zip(DIMS, ("fid", "fd_dinov2"), strict=True))

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from repro.evaluate import STAND_INS
-from repro.published import verify
-from repro.report import report
+from repro.pipeline.evaluate import STAND_INS
+from repro.report.write import report
 from repro.study import Study, build
+from repro.verdicts.published import verify
 from tests.rehearsal import checks
 from tests.rehearsal.checkout import FailedError
 from tests.rehearsal.overlay import overlay

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from repro import stages
 from repro import study as studies
 from repro.encoders import StabilityVAEEncoder
-from repro.generate import Configuration, Pair, load_pair, read_shard
+from repro.pipeline import stages
+from repro.sampling.shards import Configuration, Pair, load_pair, read_shard
 from repro.study import Study
 from tests.rehearsal import fixtures
 from tests.rehearsal.server import Server

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from metrics.files import InputError
-from repro import archives
 from repro.__main__ import main
-from repro.data import ImageDataset, center_crop_dhariwal
+from repro.data import ImageDataset, archives, center_crop_dhariwal
 from repro.encoders import StabilityVAEEncoder
 
 SIZE = 16

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from metrics.files import InputError
-from repro.check import check, training_spread
+from repro.verdicts.regression import check, training_spread
 
 
 def rows(value: float, spread: float = 0.01) -> pd.DataFrame:

@@ -19,12 +19,13 @@ import yaml
 
 from metrics import statistics
 from metrics.files import InputError
-from repro import acquire, cifar10, cost, guidance, imagesets, stages
+from repro import guidance
 from repro import study as studies
-from repro.data import ImageDataset
-from repro.fetch import Options
+from repro.data import ImageDataset, cifar10, imagesets
 from repro.networks import Precond
-from repro.study import Cifar10, Study
+from repro.pipeline import acquire, stages
+from repro.pipeline.fetch import Options
+from repro.study import Cifar10, Study, cost
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "studies" / "cifar10.yaml"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import cost
 from repro import study as studies
-from repro.cost import THROUGHPUT, Run, count, seconds_per_image, tflops_per_image
+from repro.study import cost
+from repro.study.cost import THROUGHPUT, Run, count, seconds_per_image, tflops_per_image
 
 ROOT = Path(__file__).resolve().parents[2]
 # EDM2 table 6: (resolution, size) -> Mparams, Gflops per evaluation

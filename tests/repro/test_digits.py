@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from metrics import detectors, statistics
 from metrics.files import InputError, sha256_file
 from metrics.frechet import frechet_distance
-from repro.digits import Digits, DigitSettings, prepare
+from repro.data.digits import Digits, DigitSettings, prepare
 
 STILL = DigitSettings(shift=0, rotation=0, log_scale=0, shear=0)
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from metrics.files import InputError
-from repro import snapshots, transfer
-from repro.fetch import Options, Source, fetch, fetch_networks
+from repro import snapshots
+from repro.pipeline import transfer
+from repro.pipeline.fetch import Options, Source, fetch, fetch_networks
 from tests.rehearsal.server import Server
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

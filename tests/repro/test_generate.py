@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from metrics.files import InputError
-from repro import generate
-from repro.generate import Configuration, Pair
+from repro.sampling import shards as generate
+from repro.sampling.shards import Configuration, Pair
 from repro.study import Sampler
 
 CPU = torch.device("cpu")

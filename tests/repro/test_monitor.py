@@ -15,8 +15,9 @@ from PIL import Image
 
 from metrics import detectors, statistics
 from metrics.files import InputError
-from repro import archives, monitor
+from repro.data import archives
 from repro.training import CHECKPOINT, TrainingConfig
+from repro.training import watching as monitor
 
 TINY = TrainingConfig(
     name="tiny",

@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from repro import claims, measures, published, shapes
 from repro import study as studies
-from repro.published import BANDS, judge, verdict
 from repro.study import Study
+from repro.verdicts import claims, measures, published
+from repro.verdicts import curves as shapes
+from repro.verdicts.published import BANDS, judge, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ("imagenet512", "imagenet64", "edm2", "corruptions512", "sensitivity512")

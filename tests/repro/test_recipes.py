@@ -3,9 +3,8 @@
 import pytest
 
 from metrics.files import InputError
-from repro import cost
-from repro.recipes import RECIPES, configure, describe, recipe
-from repro.study import MI
+from repro.study import MI, cost
+from repro.training.recipes import RECIPES, configure, describe, recipe
 
 # channels, Mparams, duration Mimg, alpha_ref, t_ref, dropout, P_mean, P_std, A100-days (32 x the published days), zetta
 PUBLISHED = {

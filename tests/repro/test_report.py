@@ -22,10 +22,12 @@ from sklearn.datasets import load_digits
 
 import repro.study as studies
 from metrics.files import InputError
-from repro import claims, comparison, figures, measures, published, views
-from repro.gallery import curve_families, draw_figures, read_previews
-from repro.report import BEGIN, END, publish, readme_block, report, summary
-from repro.tables import claims_view, configurations_view
+from repro.report import figures, views
+from repro.report import table1 as comparison
+from repro.report.gallery import curve_families, draw_figures, read_previews
+from repro.report.tables import claims_view, configurations_view
+from repro.report.write import BEGIN, END, publish, readme_block, report, summary
+from repro.verdicts import claims, measures, published
 
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import Browser, missing

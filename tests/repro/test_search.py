@@ -22,11 +22,13 @@ import yaml
 
 from metrics.files import InputError
 from metrics.frechet import Estimate
-from repro import digits, guide, snapshots
+from repro import snapshots
 from repro import study as studies
+from repro.data import digits
 from repro.encoders import RGBEncoder
 from repro.networks import Precond
-from repro.search import Candidate, Row, Search, SearchSettings, Space, better_half
+from repro.search import objective as guide
+from repro.search.race import Candidate, Row, Search, SearchSettings, Space, better_half
 from repro.snapshots import Snapshot
 from repro.study import build
 

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from metrics.files import InputError
-from repro import evaluate, generate, snapshots, stages
+from repro import snapshots
 from repro import study as studies
+from repro.pipeline import evaluate, stages
+from repro.sampling import shards as generate
 from repro.study import Study
 
 MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from metrics.files import InputError
-from repro import presets, snapshots
+from repro import snapshots
 from repro import study as studies
 from repro.guidance import guided_steps
-from repro.study import Study
+from repro.study import Study, presets
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data" / "published"
@@ -161,7 +161,7 @@ def test_every_network_comes_from_an_entry_that_has_it(name: str) -> None:
         stems = [Path(f).stem for f in study.networks[folder].files()]
         return Path(file).stem in stems or study.networks[folder].train is not None
 
-    from repro.stages import sweep_point
+    from repro.pipeline.stages import sweep_point
 
     points = [sweep_point(s, value) for s in study.sweeps.values() for value in s.values]
     for item in [*study.generate.values(), *points]:

@@ -15,7 +15,7 @@ import torch
 from metrics.files import InputError
 from repro import ema, snapshots
 from repro.data import mix
-from repro.digits import Digits
+from repro.data.digits import Digits
 from repro.networks import Precond
 from repro.training import (
     CHECKPOINT,

@@ -1,0 +1,1 @@
+"""The stages that DVC runs, and what they fetch and share."""

@@ -1,0 +1,1 @@
+"""From a configuration and seeds to kept images."""

@@ -1,0 +1,3 @@
+"""Training EDM2 networks."""
+
+from repro.training.loop import *  # noqa: F403

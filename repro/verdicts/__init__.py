@@ -1,0 +1,1 @@
+"""What was measured, and what that says of published values and claims."""
