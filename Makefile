@@ -28,6 +28,7 @@ lint: install
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+	$(RUN) lint-imports
 
 bench: install
 	$(RUN) python -m benchmarks

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from metrics.detectors.dinov2 import DINOv2
 from metrics.detectors.inception import BN_EPS, STRIDED, UNPADDED, InceptionV3, canonical, resize_tf1
-from metrics.detectors.precision import full_precision
 from metrics.detectors.weights import locate
-from metrics.files import load_state_dict
+from metrics.files.tensors import load_state_dict
 from metrics.images import open_images
 
 BATCH = {"cpu": 8, "cuda": 128}
@@ -39,10 +38,8 @@ class Unfolded(InceptionV3):
         self.state = {key: value.to(device) for key, value in canonical(state).items()}
         super().__init__(state, device)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        with full_precision():
-            return self._features((resize_tf1(images.to(self.device, self.dtype), 299) - 128) / 128)
+    def _prepared(self, images: Tensor) -> Tensor:
+        return (resize_tf1(images.to(self.device, self.dtype), 299) - 128) / 128
 
     def _conv(self, x: Tensor, name: str) -> Tensor:
         weight = self.state[f"{name}.conv.weight"]

@@ -67,7 +67,8 @@ def reference(detector: str) -> Reference:
 
 def peak_memory(path: Path) -> float:
     """Peak memory in GB of a process that evaluates the images."""
-    evaluate(Extractor(["projection"], cache=path.with_suffix(""), num_workers=1), path, reference("projection"))
+    extractor = Extractor(["projection"], cache=path.with_suffix(""), num_workers=1)
+    evaluate(path, reference("projection"), extractor=extractor)
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -96,10 +97,10 @@ def main() -> None:
         half = len(batches) // 2
         before, first = alone(slice(half))
         start = time.perf_counter()
-        report = evaluate(extractor, root / "x.zip", reference("inception"))
+        report = evaluate(root / "x.zip", reference("inception"), extractor=extractor)
         whole = time.perf_counter() - start
         after, second = alone(slice(half, None))
-        kept = extractor.read(root / "x.zip").sets["inception"].gather()
+        kept = extractor.read(root / "x.zip").features["inception"].gather()
         np.testing.assert_allclose(kept, np.concatenate([first, second]), rtol=1e-5, atol=1e-6)
 
     print(f"evaluate, {COUNT} PNGs of {SIZE} x {SIZE}, Inception on {detector.tags['dtype']}, {report.facts['device']}")

@@ -5,6 +5,7 @@ Both get the same float64 statistics and threads; each is warmed up on a small p
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import scipy.linalg
@@ -45,7 +46,7 @@ def main() -> None:
     scipy_distance(*small)
 
     a, b = feature_statistics(6000, 1), feature_statistics(6000, 2)
-    ours, our_seconds = min((timed(frechet_distance, a, b) for _ in range(3)), key=lambda x: x[1])
+    ours, our_seconds = min((timed(frechet_distance, a, replace(b)) for _ in range(3)), key=lambda x: x[1])
     theirs, their_seconds = timed(scipy_distance, a, b)
     assert abs(ours - theirs) <= 1e-6 * theirs, (ours, theirs)
 

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.detectors import rates
-from repro import networks
-from repro.guidance import noise_levels
-from repro.networks import Precond, prepare
+from repro import networks, schedules
+from repro.inference import fold
+from repro.networks import Precond
 from repro.sampler import draw_inputs, sample
-from repro.study.cost import Run, counted_gflops
+from repro.strict import facts
+from repro.study.cost import counted_gflops
+from repro.training.recipes import LABELS, RECIPES, Recipe
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense float16 Tflops, tensor cores
 GUIDANCE = 2.1
@@ -39,7 +41,7 @@ class Case:
 
 def cases(device: str) -> list[Case]:
     if device == "cuda":
-        shapes = {size: Run(512, size, True).arguments() for size in ("xs", "s", "m", "xxl")}
+        shapes = {size: shape(RECIPES[f"edm2-img512-{size}"]) for size in ("xs", "s", "m", "xxl")}
         return [
             Case("S + XS, float16", shapes["s"], shapes["xs"], 32, 32, 0.05),
             Case("XXL + M, float16", shapes["xxl"], shapes["m"], 32, 32, 0.05),
@@ -48,6 +50,12 @@ def cases(device: str) -> list[Case]:
     main = small | {"model_channels": 64, "attn_resolutions": [8]}
     guide = small | {"model_channels": 32, "attn_resolutions": [8], "channels_per_head": 32}
     return [Case("scaled down, float32", main, guide, 2, 4, 1e-4)]
+
+
+def shape(recipe: Recipe) -> dict[str, Any]:
+    """Arguments of the network of a conditional recipe."""
+    resolution, channels = recipe.data_shape
+    return dict(img_resolution=resolution, img_channels=channels, label_dim=LABELS) | facts(recipe.network)
 
 
 def random_network(arguments: dict[str, Any], seed: int, device: str) -> Precond:
@@ -75,7 +83,7 @@ def plain_sample(main: Precond, guide: Precond, noise: Tensor, labels: Tensor | 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         return guide(x, t, labels).lerp(main(x, t, labels), GUIDANCE)
 
-    levels = noise_levels(num_steps, 0.002, 80, 7, torch.float32, noise.device)
+    levels = schedules.edm(num_steps, dtype=torch.float32, device=noise.device)
     x = noise * levels[0]
     with patch.object(networks.F, "scaled_dot_product_attention", plain_attention):
         for i, (t, t_next) in enumerate(itertools.pairwise(levels)):
@@ -108,7 +116,7 @@ def gflops(network: Precond) -> float:
 
 def measure(case: Case, device: str) -> None:
     pair = [random_network(arguments, seed, device) for seed, arguments in enumerate((case.main, case.guide))]
-    ready = [prepare(network, device) for network in pair]
+    ready = [fold(network, device) for network in pair]
     noise, labels = draw_inputs(pair[0], range(case.batch), device)
 
     def ours() -> Tensor:

@@ -21,23 +21,21 @@ from benchmarks.sampling import peak_tflops
 from repro.data.digits import Digits
 from repro.ema import beta
 from repro.networks import Precond
+from repro.strict import facts
 from repro.study import cost
-from repro.training import Batch, EDM2Loss, Trainer, TrainingConfig, channels_last, draw, learning_rate, recipes
+from repro.training import EDM2Loss, NetworkSettings, TrainingSettings, learning_rate, recipes
+from repro.training.trainer import Batch, Trainer, channels_last, draw
 
 STEPS = 16
 BATCH = 64
-CONFIG = TrainingConfig(
+SETTINGS = TrainingSettings(
     name="bench",
-    network={"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8]},
-    total_nimg=STEPS * BATCH,
+    network=NetworkSettings(model_channels=32, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(8,)),
     batch_size=BATCH,
     ref_batches=400,
     rampup_Mimg=4 * BATCH / 1e6,
     P_mean=-0.8,
     P_std=1.6,
-    snapshot_nimg=STEPS * BATCH,
-    checkpoint_nimg=STEPS * BATCH,
-    log_nimg=STEPS * BATCH,
 )
 
 
@@ -46,8 +44,8 @@ class PlainTrainer:
 
     def __init__(self, network: Precond) -> None:
         self.network = network.train()
-        self.loss = EDM2Loss(CONFIG.P_mean, CONFIG.P_std)
-        self.averages = {std: copy.deepcopy(network) for std in CONFIG.ema_stds}
+        self.loss = EDM2Loss(SETTINGS.P_mean, SETTINGS.P_std)
+        self.averages = {std: copy.deepcopy(network) for std in SETTINGS.ema_stds}
         self.optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99), foreach=False)
         self.cur_nimg = 0
 
@@ -59,7 +57,9 @@ class PlainTrainer:
 
     def update_weights(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.cur_nimg, BATCH, CONFIG.ref_lr, CONFIG.ref_batches, CONFIG.rampup_Mimg)
+            group["lr"] = learning_rate(
+                self.cur_nimg, BATCH, SETTINGS.ref_lr, SETTINGS.ref_batches, SETTINGS.rampup_Mimg
+            )
         for p in self.network.parameters():
             if p.grad is not None:
                 p.grad = torch.nan_to_num(p.grad, nan=0, posinf=0, neginf=0)
@@ -76,12 +76,12 @@ class PlainTrainer:
 
 def network() -> Precond:
     torch.manual_seed(0)
-    return Precond(16, 1, 10, **CONFIG.network)
+    return Precond(16, 1, 10, **facts(SETTINGS.network))
 
 
 def batches(dataset: Digits) -> list[Batch]:
     """The data of all steps, drawn beforehand: both versions draw it alike."""
-    drawn = (draw(CONFIG, dataset, np.arange(i * BATCH, (i + 1) * BATCH)) for i in range(STEPS))
+    drawn = (draw(SETTINGS, dataset, np.arange(i * BATCH, (i + 1) * BATCH)) for i in range(STEPS))
     return [Batch(dataset.encoder.encode_latents(d.raw), d.labels, d.sigma, d.noise[:, 0]) for d in drawn]
 
 
@@ -105,17 +105,20 @@ def row(name: str, steps: Sequence[float], ema: float, optimizer: float) -> str:
 
 def throughput(batch_size: int = 128, accumulated: int = 4, steps: int = 8) -> None:
     """Training throughput of EDM2-S at 64 x 64 on one GPU; a step counts as three evaluations."""
-    config = replace(recipes.configure("edm2-img64-s"), batch_size=batch_size * accumulated)
-    resolution, channels = recipes.recipe("edm2-img64-s").data_shape
+    recipe = recipes.RECIPES["edm2-img64-s"]
+    settings = replace(recipes.configure("edm2-img64-s").settings, batch_size=batch_size * accumulated)
+    resolution, channels = recipe.data_shape
     with torch.device("cuda"):
-        net = Precond(resolution, channels, 1000, **config.network)
-    trainer = Trainer(channels_last(net), config)
+        net = Precond(resolution, channels, recipes.LABELS, **facts(settings.network))
+    trainer = Trainer(channels_last(net), settings)
 
     def pieces() -> Iterator[Batch]:
         for _ in range(accumulated):
             images = torch.randn(batch_size, channels, resolution, resolution, device="cuda") / 2
-            labels = torch.eye(1000, device="cuda")[torch.randint(1000, [batch_size], device="cuda")]
-            sigma = (torch.randn(batch_size, 1, 1, 1, device="cuda") * config.P_std + config.P_mean).exp()
+            labels = torch.eye(recipes.LABELS, device="cuda")[
+                torch.randint(recipes.LABELS, [batch_size], device="cuda")
+            ]
+            sigma = (torch.randn(batch_size, 1, 1, 1, device="cuda") * settings.P_std + settings.P_mean).exp()
             yield Batch(images, labels, sigma, torch.randn_like(images))
 
     def synchronised() -> None:
@@ -124,8 +127,8 @@ def throughput(batch_size: int = 128, accumulated: int = 4, steps: int = 8) -> N
 
     for _ in range(3):
         synchronised()
-    rate = config.batch_size / min(seconds(synchronised) for _ in range(steps))
-    tflops = 2 * cost.training(config, resolution, channels, 1000)["Gflops per evaluation"] * 3 * rate / 1e3
+    rate = settings.batch_size / min(seconds(synchronised) for _ in range(steps))
+    tflops = 2 * cost.count_published(recipe).gflops * 3 * rate / 1e3
     print(f"EDM2-S, 64 x 64, float16, batch {accumulated} x {batch_size}, {torch.cuda.get_device_name()}")
     print(f"  {rate:.1f} images/s, {tflops:.0f} Tflops/s, {tflops / peak_tflops():.0%} of the float16 peak")
     print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")
@@ -133,7 +136,7 @@ def throughput(batch_size: int = 128, accumulated: int = 4, steps: int = 8) -> N
 
 def main() -> None:
     data = batches(Digits())
-    ours = Trainer(channels_last(network()), CONFIG)
+    ours = Trainer(channels_last(network()), SETTINGS)
     plain = PlainTrainer(network())
     our_steps, plain_steps = [], []
     for batch in data:  # in turns, so that other load on the machine hits both

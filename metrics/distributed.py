@@ -10,6 +10,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from metrics.files import InputError
+from metrics.machine import machine
 
 # Processes share out shards, so one may wait long for another; torchrun ends a group of which one has died.
 PATIENCE = timedelta(days=1)
@@ -19,11 +20,11 @@ def init() -> None:
     """Join the process group that torchrun's environment describes: nccl on CUDA, gloo on the CPU."""
     if "RANK" not in os.environ or dist.is_initialized():
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE)
 
 
 def rank() -> int:
@@ -37,7 +38,9 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """This process's device: its own GPU, else the CPU."""
+    """This process's device: the machine's setting, else its own GPU, else the CPU."""
+    if chosen := machine().device:
+        return torch.device(chosen)
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))

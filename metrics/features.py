@@ -1,264 +1,224 @@
-"""Features of image sets: extracted once per detector, kept in chunk files, resumed after an interruption.
+"""Features of image sets: extracted once per detector, kept in files with a checksum, resumed after an interruption.
 
-Chunk files lie in `<cache>/<key>/`, the key a digest of the images' content and of the detector's tags, so
-that changed images or settings never meet old features. A chunk is written to a temporary name and renamed,
-so what is there is whole. Which images share a batch depends on their order alone, never on the number of
-processes, on what was resumed or on what other detectors do.
+One format holds all kept features: an npz with `DETECTOR/features` [N, D] float32 and `DETECTOR/tags` (JSON), `labels`
+[N] int64 where known, `facts` (JSON of whoever wrote it), and `sha256` over all of these, verified on reading.
+Extraction keeps chunks in `<cache>/<key>/`, the key a digest of the images' content and of the detector's tags, so that
+changed images or settings never meet old features. Which images share a batch depends on their order alone.
 """
 
 import hashlib
+import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metrics import distributed
 from metrics.detectors import Detector
-from metrics.files import InputError, atomic_write, downloads, load_npz
+from metrics.files import InputError, explained, load_npz, write_npz
+from metrics.images import ImageSet
 from metrics.statistics import Moments, Statistics, Tag
 
 CHUNK = 1024  # images in a chunk file
-
-
-class Images(Protocol):
-    """What extraction asks of an image set; see `metrics.images.open_images`."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def labels(self) -> np.ndarray | None: ...
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batches: Sequence[Sequence[int]], num_workers: int | None) -> Iterator[list[np.ndarray]]: ...
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows [start, start + count) of a feature set: in memory, or in a chunk file read when needed."""
+class FeatureFile:
+    """What a file of features holds: features [N, D] and tags by detector, class of each image [N] where known."""
 
-    start: int
-    count: int
-    source: np.ndarray | Path
+    features: Mapping[str, Array]
+    tags: Mapping[str, Mapping[str, Tag]]
+    labels: NDArray[np.int64] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON of whoever wrote the file."""
 
-    def read(self, dim: int) -> np.ndarray:
-        """The rows, [count, dim] float32; raises InputError when a chunk file was damaged or removed."""
-        if isinstance(self.source, np.ndarray):
-            return self.source
-        try:
-            rows = np.load(self.source, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise InputError(
-                f"{self.source}: kept features are gone or broken; remove its folder and run again"
-            ) from None
-        if rows.shape != (self.count, dim) or rows.dtype != np.float32:
-            raise InputError(
-                f"{self.source}: {rows.dtype} {rows.shape}, expected float32 ({self.count}, {dim}); "
-                "remove its folder and run again"
-            )
-        return rows
+
+def write(path: str | Path, content: FeatureFile) -> None:
+    """Write a file of features, atomically."""
+    arrays: dict[str, Any] = {"facts": np.array(json.dumps(content.facts, sort_keys=True))}
+    for name, features in content.features.items():
+        arrays[f"{name}/features"] = np.asarray(features, np.float32)
+        arrays[f"{name}/tags"] = np.array(json.dumps(dict(content.tags[name])))
+    if content.labels is not None:
+        arrays["labels"] = np.asarray(content.labels, np.int64)
+    write_npz(path, arrays | {"sha256": np.array(_checksum(arrays))})
+
+
+def read(path: str | Path) -> FeatureFile:
+    """Read a file of features; raises InputError where it is missing, broken, damaged or of another format."""
+    arrays = load_npz(path)
+    features = {key.removesuffix("/features"): array for key, array in arrays.items() if key.endswith("/features")}
+    labels, remedy = arrays.get("labels"), "write it again with `metrics features`"
+    if not features:
+        raise InputError(f"{path}: no entry 'DETECTOR/features', found {sorted(arrays)}; {remedy}")
+    for name, array in features.items():
+        what = f"{path}: '{name}/features'"
+        if array.ndim != 2 or array.dtype != np.float32:
+            raise InputError(f"{what} is {array.dtype} {array.shape}, expected float32 [N, D]; {remedy}")
+        if labels is not None and labels.shape != (len(array),):
+            raise InputError(f"{path}: {labels.shape} labels for {len(array)} images; {remedy}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{what} holds NaN or infinity; extract the features again")
+    errors = (KeyError, ValueError, TypeError)
+    with explained(f"{path}: tags, facts or checksum are missing or unreadable", remedy, errors):
+        stated = str(arrays.pop("sha256"))
+        tags = {name: dict(json.loads(str(arrays[f"{name}/tags"]))) for name in features}
+        facts = dict(json.loads(str(arrays["facts"])))
+    if stated != _checksum(arrays):
+        raise InputError(f"{path}: the checksum does not fit what is in it, so it was damaged; {remedy}")
+    return FeatureFile(features, tags, labels, facts)
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features [N, D] float32 of one detector, as the parts that this process holds.
-
-    All processes together hold every row once. `labels` [N] int64 where known.
-    """
+    """Features [N, D] float32 of one detector, as far as this process holds them. `labels` [N] int64 where known."""
 
     num_images: int
     dim: int
-    parts: Sequence[Part]
+    parts: Mapping[range, Array | Path]
+    """Rows -> features in memory, or a chunk file that is read when needed."""
     tags: Mapping[str, Tag]
-    labels: np.ndarray | None = None
+    labels: NDArray[np.int64] | None = None
+    shared: bool = False
+    """Whether all processes together hold every row once; else each that has the set holds all of it."""
     keeper: object = None
     """Keeps a temporary folder of chunk files alive."""
 
     @classmethod
-    def of(cls, features: np.ndarray, tags: Mapping[str, Tag], labels: np.ndarray | None = None) -> "FeatureSet":
-        """Features [N, D] that every process has read: the first one holds them."""
-        parts = [Part(0, len(features), features)] if distributed.rank() == 0 else []
-        return cls(len(features), features.shape[1], parts, tags, labels)
-
-    def with_source(self, source: str) -> "FeatureSet":
-        """The same features under another `source` tag."""
-        return replace(self, tags={**self.tags, "source": source})
+    def of(cls, features: Array, tags: Mapping[str, Tag], labels: NDArray[np.int64] | None = None) -> "FeatureSet":
+        """Features [N, D] at hand."""
+        return cls(len(features), features.shape[1], {range(len(features)): features}, tags, labels)
 
     def statistics(self, start: int = 0, stop: int | None = None) -> Statistics:
         """Moments of the rows [start, stop), over all processes, one part in memory at a time."""
         stop = self.num_images if stop is None else stop
         moments = Moments(self.dim)
-        for part in self.parts:
-            if part.start < stop and start < part.start + part.count:
-                rows = part.read(self.dim)
-                moments.update(rows[max(start - part.start, 0) : stop - part.start])
-        return moments.reduce().finalize({**self.tags, "num_images": stop - start})
+        for rows in self.parts:
+            if rows.start < stop and start < rows.stop:
+                moments.update(self._read(rows)[max(start - rows.start, 0) : stop - rows.start])
+        if self.shared:
+            moments.reduce()
+        return moments.finalize({**self.tags, "num_images": stop - start})
 
-    def gather(self) -> np.ndarray:
+    def gather(self) -> Array:
         """All features [N, D] in memory, in every process."""
         features = np.zeros((self.num_images, self.dim), np.float32)
-        for part in self.parts:
-            features[part.start : part.start + part.count] = part.read(self.dim)
-        if distributed.world_size() > 1:  # a row is zero in all processes but one
+        for rows in self.parts:
+            features[rows.start : rows.stop] = self._read(rows)
+        if self.shared and distributed.world_size() > 1:  # a row is zero in all processes but one
             for start in range(0, self.num_images, CHUNK):
-                rows = features[start : start + CHUNK]
-                rows[:] = distributed.all_reduce_sum(rows.astype(np.float64))
+                chunk = features[start : start + CHUNK]
+                chunk[:] = distributed.all_reduce_sum(chunk.astype(np.float64))
+        return features
+
+    def _read(self, rows: range) -> Array:
+        """Features [len(rows), D]; raises InputError when a chunk file was damaged or removed."""
+        source = self.parts[rows]
+        if isinstance(source, np.ndarray):
+            return source
+        (features,) = read(source).features.values()
+        if features.shape != (len(rows), self.dim):
+            raise InputError(f"{source}: {features.shape}, expected ({len(rows)}, {self.dim}); remove its folder")
         return features
 
 
-def default_cache() -> Path:
-    """Where features are kept unless told otherwise."""
-    return downloads.cache_root() / "features"
+def save(sets: Mapping[str, FeatureSet], path: str | Path) -> None:
+    """Write feature sets of the same images to a file; under torchrun every process must call this."""
+    gathered = {name: features.gather() for name, features in sets.items()}
+    labels = next((features.labels for features in sets.values() if features.labels is not None), None)
+    if distributed.rank() == 0:
+        write(path, FeatureFile(gathered, {name: features.tags for name, features in sets.items()}, labels))
+
+
+def load(path: str | Path) -> dict[str, FeatureSet]:
+    """The feature sets in a file, with the file as their source; raises InputError as `read` does."""
+    content = read(path)
+    return {
+        name: FeatureSet.of(features, {**content.tags[name], "source": str(path)}, content.labels)
+        for name, features in content.features.items()
+    }
 
 
 def extract(
-    images: Images,
+    images: ImageSet,
     detectors: Mapping[str, Detector],
     cache: Path | None = None,
     batch_size: int = 64,
     num_workers: int | None = None,
-    description: str = "features",
 ) -> dict[str, FeatureSet]:
     """Features of all images under every detector, decoding each image once.
 
-    Chunk k belongs to process k modulo the world size. `cache` None keeps them for this call's results only.
-    Raises InputError when a detector gives NaN or infinity, naming the images of the batch.
+    The processes share the chunks. `cache` None keeps them for this call's results only. Raises InputError when a
+    detector gives NaN or infinity, naming the images of the chunk.
     """
-    if len(images) == 0:
+    count = len(images)
+    if not count:
         raise InputError("no images to measure; check the path")
     keeper = None if cache else tempfile.TemporaryDirectory(prefix="features-")
-    folder = cache or Path(keeper.name if keeper else "")
-    files = {name: _chunk_files(folder, images, detector) for name, detector in detectors.items()}
-    mine = range(distributed.rank(), -(-len(images) // CHUNK), distributed.world_size())
-    missing = {
-        chunk: {name: files[name][chunk] for name in detectors if not files[name][chunk].exists()} for chunk in mine
-    }
-    missing = {chunk: paths for chunk, paths in missing.items() if paths}
-    _extract_chunks(images, detectors, missing, batch_size, num_workers, description)
-    sizes = {chunk: min(CHUNK, len(images) - chunk * CHUNK) for chunk in mine}
+    folder = Path(keeper.name) if keeper else cache or Path()
+    chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    mine = chunks[distributed.rank() :: distributed.world_size()]
+    files: dict[str, dict[range, Path]] = {}
+    for name, detector in detectors.items():
+        key = json.dumps({"images": images.digest, "count": count, "tags": dict(detector.tags)}, sort_keys=True)
+        place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        files[name] = {chunk: place / f"chunk-{chunk.start // CHUNK:06d}.npz" for chunk in mine}
+    lacking = {chunk: [name for name in detectors if not files[name][chunk].exists()] for chunk in mine}
+    missing = {chunk: names for chunk, names in lacking.items() if names}
+    batches = {chunk: [chunk[k : k + batch_size] for k in range(0, len(chunk), batch_size)] for chunk in missing}
+    decoded = images.batches([batch for parts in batches.values() for batch in parts], num_workers)
+    hidden = None if distributed.rank() == 0 else True  # None: unless this is a terminal
+    with tqdm(total=sum(map(len, missing)), unit="img", desc="features", disable=hidden) as bar:
+        for chunk, names in missing.items():
+            where = f"an image from {images.names[chunk[0]]} to {images.names[chunk[-1]]}"
+            pixels = itertools.islice(decoded, len(batches[chunk]))
+            found = detect(pixels, {name: detectors[name] for name in names}, where, bar)
+            for name in names:
+                write(files[name][chunk], FeatureFile({name: found[name]}, {name: detectors[name].tags}))
+    tags = {name: {**detector.tags, "source_digest": images.digest} for name, detector in detectors.items()}
     return {
-        name: FeatureSet(
-            len(images),
-            detector.dim,
-            [Part(chunk * CHUNK, size, files[name][chunk]) for chunk, size in sizes.items()],
-            {**detector.tags, "source_digest": images.digest},
-            images.labels,
-            keeper,
-        )
+        name: FeatureSet(count, detector.dim, files[name], tags[name], images.labels, shared=True, keeper=keeper)
         for name, detector in detectors.items()
     }
 
 
-def _chunk_files(cache: Path, images: Images, detector: Detector) -> list[Path]:
-    key = json.dumps({"images": images.digest, "count": len(images), "tags": dict(detector.tags)}, sort_keys=True)
-    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-    return [folder / f"chunk-{chunk:06d}.npy" for chunk in range(-(-len(images) // CHUNK))]
+def detect(
+    batches: Iterable[Sequence[NDArray[np.uint8]]], detectors: Mapping[str, Detector], where: str = "", bar: Any = None
+) -> dict[str, Array]:
+    """The loop behind all features: batches of uint8 images [H, W, C] -> [N, D] float32 under every detector.
 
-
-def _extract_chunks(
-    images: Images,
-    detectors: Mapping[str, Detector],
-    missing: Mapping[int, Mapping[str, Path]],
-    batch_size: int,
-    num_workers: int | None,
-    description: str,
-) -> None:
-    """Make the `missing` files {chunk: {detector: path}}."""
-    batches: list[tuple[int, range]] = []
-    for chunk in missing:
-        stop = min((chunk + 1) * CHUNK, len(images))
-        batches += [(chunk, range(i, min(i + batch_size, stop))) for i in range(chunk * CHUNK, stop, batch_size)]
-    done: dict[str, list[np.ndarray]] = {}
-    total = sum(len(members) for _, members in batches)
-    decoded = images.batches([members for _, members in batches], num_workers)
-    with tqdm(total=total, unit="img", desc=description, disable=None if distributed.rank() == 0 else True) as bar:
-        for (chunk, members), pixels in zip(batches, decoded, strict=True):
-            for name in missing[chunk]:
-                features = detect(detectors[name], pixels)
-                if not np.isfinite(features).all():
-                    raise InputError(
-                        f"detector '{name}' gave NaN or infinity for an image from {images.names[members[0]]} "
-                        f"to {images.names[members[-1]]}; check its weights"
-                    )
-                done.setdefault(name, []).append(features)
-            if members.stop == min((chunk + 1) * CHUNK, len(images)):
-                for name, path in missing[chunk].items():
-                    _write_chunk(path, np.concatenate(done.pop(name)))
-            bar.update(len(members))
-
-
-def detect(detector: Detector, pixels: Sequence[np.ndarray]) -> np.ndarray:
-    """Features [N, D] float32 of uint8 HWC images, those of equal size in one call."""
-    features = np.empty((len(pixels), detector.dim), np.float32)
-    shapes = [image.shape for image in pixels]
-    for shape in dict.fromkeys(shapes):
-        members = [i for i, other in enumerate(shapes) if other == shape]
-        batch = torch.from_numpy(np.stack([pixels[i] for i in members])).permute(0, 3, 1, 2)
-        features[members] = detector(batch).cpu().numpy()
-    return features
-
-
-def _write_chunk(path: Path, features: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, features)
-
-
-def save(sets: Mapping[str, FeatureSet], path: str | Path) -> None:
-    """Write a feature file: npz with `DETECTOR/features`, `DETECTOR/tags` (JSON) and, where known, `labels`."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, features in sets.items():
-        arrays[f"{name}/features"] = features.gather()
-        arrays[f"{name}/tags"] = np.array(json.dumps(dict(features.tags)))
-        if features.labels is not None:
-            arrays["labels"] = features.labels
-    if distributed.rank() == 0:
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-
-
-def load(path: str | Path) -> dict[str, FeatureSet]:
-    """Read a feature file; raises InputError when it is missing, broken or of another format."""
-    return from_arrays(load_npz(path), path)
-
-
-def from_arrays(arrays: Mapping[str, np.ndarray], path: str | Path) -> dict[str, FeatureSet]:
-    """The feature sets in a feature file's arrays; `path` serves the messages and the `source` tag."""
-    names = [key.removesuffix("/features") for key in arrays if key.endswith("/features")]
-    labels = arrays.get("labels")
-    sets = {}
-    for name in names:
-        features = arrays[f"{name}/features"]
-        try:
-            tags = json.loads(str(arrays[f"{name}/tags"]))
-        except (KeyError, ValueError):
-            raise InputError(
-                f"{path}: '{name}/tags' is missing or unreadable; write it with `metrics features`"
-            ) from None
-        if features.ndim != 2 or features.dtype != np.float32:
-            raise InputError(
-                f"{path}: '{name}/features' is {features.dtype} {features.shape}, expected float32 [N, D]; "
-                "write it with `metrics features`"
-            )
-        if labels is not None and labels.shape != (len(features),):
-            raise InputError(
-                f"{path}: {labels.shape} labels for {len(features)} images; write it with `metrics features`"
-            )
-        if not np.isfinite(features).all():
-            raise InputError(f"{path}: '{name}/features' holds NaN or infinity; extract the features again")
-        sets[name] = FeatureSet.of(features, {**tags, "source": str(path)}, labels)
-    if not sets:
-        raise InputError(
-            f"{path}: no entry 'DETECTOR/features', found {sorted(arrays)}; write it with `metrics features`"
-        )
-    return sets
+    Images of equal size within a batch share a call. `where` names them in the error when a detector gives NaN or
+    infinity; `bar` is told of every batch.
+    """
+    parts: dict[str, list[Array]] = {name: [] for name in detectors}
+    for pixels in batches:
+        shapes = [image.shape for image in pixels]
+        groups = [[i for i, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
+        stacks = [torch.from_numpy(np.stack([pixels[i] for i in g])).permute(0, 3, 1, 2) for g in groups]
+        for name, detector in detectors.items():
+            features = np.empty((len(pixels), detector.dim), np.float32)
+            for members, stack in zip(groups, stacks, strict=True):
+                features[members] = detector(stack).cpu().numpy()
+            if not np.isfinite(features).all():
+                raise InputError(f"detector '{name}' gave NaN or infinity for {where or 'an image'}; check its weights")
+            parts[name].append(features)
+        if bar is not None:
+            bar.update(len(pixels))
+    return {name: np.concatenate(found) for name, found in parts.items()}

@@ -1,9 +1,8 @@
 """Fréchet distance between Gaussians fitted to features, and its extrapolation to infinite samples.
 
-FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2 (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
-No matrix square root is needed. With any factors S1 = A A^T and S2 = B B^T the last trace is the sum of
-the roots of the eigenvalues of B^T S1 B, which is fast, and the nuclear norm |A^T B|_*, which loses no
-digits to those roots when S1 or S2 is (nearly) singular and gets cheaper with their rank.
+FD = |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1^1/2 S2 S1^1/2)^1/2 (Heusel et al. 2017, arXiv:1706.08500, eq. 6). With any
+factors S1 = A A^T and S2 = B B^T the last trace is the sum of the roots of the eigenvalues of B^T S1 B, which is fast,
+and the nuclear norm |A^T B|_*, which loses no digits to those roots when S1 or S2 is (nearly) singular.
 """
 
 from collections.abc import Sequence
@@ -11,45 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
-from torch import Tensor
 
 from metrics.files import InputError
 from metrics.statistics import Features, Moments, Statistics, as_tensor, check_tags, from_features
 
 
-def covariance_factor(sigma: np.ndarray) -> Tensor:
-    """A factor A [D, rank] with A A^T = sigma [D, D]: Cholesky, with complete pivoting where sigma is singular.
-
-    Directions below D * eps of the largest variance are rounding noise of a singular sigma and dropped.
-    Raises InputError when sigma is not positive semi-definite.
-    """
-    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(sigma))
-    if not failed:
-        return lower
-    packed, pivots, rank, _ = lapack.dpstrf(sigma, lower=1)
-    columns = torch.from_numpy(np.ascontiguousarray(packed[:, :rank])).tril_()
-    factor = torch.empty_like(columns)
-    factor[torch.from_numpy(pivots - 1).long()] = columns
-    trace = float(np.trace(sigma))
-    if abs(float(factor.square().sum()) - trace) > 1e-6 * abs(trace):
-        raise InputError("sigma has negative eigenvalues, so it is no covariance; compute the statistics again")
-    return factor
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Fréchet distance, never negative, fastest where `b` is used again; InputError if dimensions or tags disagree."""
+    check_tags(a.tags, b.tags)
+    if a.dim != b.dim:
+        raise InputError(f"features have {a.dim} and {b.dim} dimensions; use the same detector for both")
+    traces = np.trace(a.sigma) + np.trace(b.sigma)
+    distance = np.square(a.mu - b.mu).sum() + traces - 2 * _trace_of_root(a, b)
+    return max(float(distance), 0.0)
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Statistics with their covariance factor, for repeated distances against the same reference."""
-
-    statistics: Statistics
-    factor: Tensor  # [D, rank]
-
-    @classmethod
-    def of(cls, statistics: Statistics) -> "Gaussian":
-        return cls(statistics, covariance_factor(statistics.sigma))
-
-
-def _trace_of_root(a: Statistics, b: Gaussian) -> float:
+def _trace_of_root(a: Statistics, b: Statistics) -> float:
     """tr (S_a^1/2 S_b S_a^1/2)^1/2, to about 1e-9 of tr S_a + tr S_b."""
     if a.num_images > a.dim and b.factor.shape[1] == a.dim:
         product = b.factor.T @ (torch.from_numpy(a.sigma) @ b.factor)  # [rank, rank], same spectrum as S_a S_b
@@ -58,24 +34,9 @@ def _trace_of_root(a: Statistics, b: Gaussian) -> float:
         # An eigenvalue is known to about eps of the largest one, so a small root is known less well.
         noise = 8 * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
         error = float((noise / (roots + noise**0.5)).sum())
-        if error <= 1e-9 * float(np.trace(a.sigma) + np.trace(b.statistics.sigma)):
+        if error <= 1e-9 * float(np.trace(a.sigma) + np.trace(b.sigma)):
             return float(roots.sum())
-    return float(torch.linalg.svdvals(covariance_factor(a.sigma).T @ b.factor).sum())
-
-
-def frechet_distance(a: Statistics | Gaussian, b: Statistics | Gaussian) -> float:
-    """Fréchet distance of two feature distributions, in float64, never negative.
-
-    Raises InputError when dimensions or tags disagree.
-    """
-    first, target = a.statistics if isinstance(a, Gaussian) else a, _gaussian(b)
-    second = target.statistics
-    check_tags(first.tags, second.tags)
-    if first.dim != second.dim:
-        raise InputError(f"features have {first.dim} and {second.dim} dimensions; use the same detector for both")
-    traces = np.trace(first.sigma) + np.trace(second.sigma)
-    distance = np.square(first.mu - second.mu).sum() + traces - 2 * _trace_of_root(first, target)
-    return max(float(distance), 0.0)
+    return float(torch.linalg.svdvals(a.factor.T @ b.factor).sum())
 
 
 @dataclass(frozen=True)
@@ -88,8 +49,7 @@ class Estimate:
 
 def jackknife(value: float, left_out: Sequence[float]) -> Estimate:
     """Standard error of `value` from the values with each of G blocks left out (Efron 1982, eq. 3.2)."""
-    deleted = np.asarray(left_out, dtype=np.float64)
-    count = len(deleted)
+    deleted, count = np.asarray(left_out, dtype=np.float64), len(left_out)
     return Estimate(value, float(np.sqrt((count - 1) / count * np.square(deleted - deleted.mean()).sum())))
 
 
@@ -101,57 +61,49 @@ def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
 
 
-def block_distances(features: Features, reference: Statistics | Gaussian, num_blocks: int) -> list[float]:
-    """The distance of each disjoint block on its own; each has the bias of its own, smaller, image count."""
-    target = _gaussian(reference)
-    return [_distance([block], target) for block in block_moments(features, num_blocks)]
-
-
-def frechet_with_error(features: Features, reference: Statistics | Gaussian, num_blocks: int = 10) -> Estimate:
+def frechet_with_error(features: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
     """FD of features [N, D] with its sampling error, by the jackknife over `num_blocks` disjoint blocks."""
-    target, blocks = _gaussian(reference), block_moments(features, num_blocks)
-    return jackknife(_distance(blocks, target), [_distance(rest, target) for rest in _leave_one_out(blocks)])
+    blocks = block_moments(features, num_blocks)
+    return jackknife(_distance(blocks, reference), [_distance(rest, reference) for rest in _leave_one_out(blocks)])
 
 
-def paired_difference(a: Features, b: Features, reference: Statistics | Gaussian, num_blocks: int = 10) -> Estimate:
+def paired_difference(a: Features, b: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
     """FD(a) - FD(b) against one reference for features [N, D] of the same N seeds in the same order.
 
-    Each jackknife replicate leaves the same seeds out of both, so what the pairs share cancels and the
-    error is that of the difference. Negative: a is nearer to the reference.
+    Each jackknife replicate leaves the same seeds out of both, so the error is that of the difference. Negative: a is
+    nearer to the reference.
     """
     if len(a) != len(b):
         raise InputError(f"a paired comparison needs the same images on both sides, found {len(a)} and {len(b)}")
-    target = _gaussian(reference)
-    blocks = [block_moments(x, num_blocks) for x in (a, b)]
-    first, second = (_leave_one_out(x) for x in blocks)
-    left_out = [_distance(p, target) - _distance(q, target) for p, q in zip(first, second, strict=True)]
-    return jackknife(_distance(blocks[0], target) - _distance(blocks[1], target), left_out)
+    first, second = block_moments(a, num_blocks), block_moments(b, num_blocks)
+    whole, *left_out = [
+        _distance(p, reference) - _distance(q, reference)
+        for p, q in zip([first, *_leave_one_out(first)], [second, *_leave_one_out(second)], strict=True)
+    ]
+    return jackknife(whole, left_out)
 
 
-def fd_infinity(features: Features, reference: Statistics | Gaussian, num_blocks: int = 10, seed: int = 0) -> Estimate:
+def fd_infinity(features: Features, reference: Statistics, num_blocks: int = 10, seed: int = 0) -> Estimate:
     """FD extrapolated to infinitely many images, with its standard error.
 
-    FD's bias is linear in 1/N to first order (Chong and Forsyth 2020, arXiv:1911.07023). The line goes
-    through FD of all N images and the mean FD of two random disjoint halves, both of which use every image
-    once, so that their sampling noise is common and only the bias is extrapolated away. What remains is of
-    order (D/N)^2. The error is that of the whole estimator, by the jackknife over blocks.
+    FD's bias is linear in 1/N to first order (Chong and Forsyth 2020, arXiv:1911.07023). The line goes through FD of
+    all N images and the mean FD of two random disjoint halves, both of which use every image once, so that their
+    sampling noise is common. A bias of order (D/N)^2 remains. The error is the whole estimator's, by the jackknife.
     """
     x = as_tensor(features)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    target, half = _gaussian(reference), max(num_blocks // 2, 2)
-    halves = [block_moments(part, half) for part in torch.tensor_split(x[order], 2)]
+    halves = [block_moments(part, max(num_blocks // 2, 2)) for part in torch.tensor_split(x[order], 2)]
+    distances = [_distance(blocks, reference) for blocks in halves]
 
-    def extrapolate(whole: float, parts: Sequence[float]) -> float:
-        return 2 * whole - sum(parts) / 2
+    def extrapolate(whole: Sequence[Moments], parts: Sequence[float]) -> float:
+        return 2 * _distance(whole, reference) - sum(parts) / 2
 
-    distances = [_distance(blocks, target) for blocks in halves]
-    value = extrapolate(_distance(halves[0] + halves[1], target), distances)
     left_out = [
-        extrapolate(_distance(rest + halves[1 - i], target), [_distance(rest, target), distances[1 - i]])
+        extrapolate(rest + halves[1 - i], [_distance(rest, reference), distances[1 - i]])
         for i in (0, 1)
         for rest in _leave_one_out(halves[i])
     ]
-    return jackknife(value, left_out)
+    return jackknife(extrapolate(halves[0] + halves[1], distances), left_out)
 
 
 def per_class_distances(
@@ -159,24 +111,20 @@ def per_class_distances(
 ) -> dict[int, float]:
     """FD between the images [N, D] and the reference images [M, D] of each class that both sides hold twice or more."""
     x, y = as_tensor(features), as_tensor(reference)
-    distances = {}
+    distances: dict[int, float] = {}
     for label in np.intersect1d(labels, reference_labels).tolist():
-        members, others = np.flatnonzero(labels == label), np.flatnonzero(reference_labels == label)
-        if min(len(members), len(others)) >= 2:
-            distances[int(label)] = frechet_distance(from_features(x[members]), from_features(y[others]))
+        ours, theirs = x[labels == label], y[reference_labels == label]
+        if min(len(ours), len(theirs)) >= 2:
+            distances[label] = frechet_distance(from_features(ours), from_features(theirs))
     return distances
-
-
-def _gaussian(reference: Statistics | Gaussian) -> Gaussian:
-    return reference if isinstance(reference, Gaussian) else Gaussian.of(reference)
 
 
 def _leave_one_out(blocks: Sequence[Moments]) -> list[list[Moments]]:
     return [[*blocks[:i], *blocks[i + 1 :]] for i in range(len(blocks))]
 
 
-def _distance(blocks: Sequence[Moments], target: Gaussian) -> float:
-    joined = Moments(target.statistics.dim, blocks[0].mean.device)
+def _distance(blocks: Sequence[Moments], target: Statistics) -> float:
+    joined = Moments(target.dim, blocks[0].mean.device)
     for block in blocks:
         joined.merge(block)
     return frechet_distance(joined.finalize(), target)

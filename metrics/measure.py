@@ -1,26 +1,31 @@
-"""Every metric of one image set's features against a reference, and what may and should be measured."""
+"""The one engine: every metric of one image set's features against a reference, and what may and should be measured.
 
-from collections.abc import Sequence
+A metric is an entry of `METRICS`: a function of a `Sample` that gives values, see `Sample.value`. Whoever adds one
+registers it here and its values' names in `metrics.names`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metrics import distributed
 from metrics.detectors import Detector
 from metrics.features import FeatureSet
 from metrics.files import InputError
-from metrics.frechet import Gaussian, fd_infinity, frechet_distance, frechet_with_error, per_class_distances
+from metrics.frechet import fd_infinity, frechet_distance, frechet_with_error, per_class_distances
 from metrics.inception_score import inception_score
 from metrics.kernel import kernel_distance
-from metrics.neighbours import density_coverage, neighbour_metrics, precision_recall
+from metrics.names import VALUES, Name, qualified
+from metrics.neighbours import neighbour_metrics
 from metrics.references import Reference
+from metrics.registry import Registry
 from metrics.results import Measurement
-from metrics.statistics import ESSENTIAL, check_tags
+from metrics.statistics import ESSENTIAL, Statistics, check_tags
 
-FD_NAMES = {"inception": "fid", "dinov2": "fd_dinov2"}
-METRICS = ("fd", "fd_infinity", "kid", "precision_recall", "density_coverage", "inception_score", "per_class")
-NEEDS_REFERENCE_FEATURES = frozenset({"kid", "precision_recall", "density_coverage", "per_class"})
 FID_IMAGES = 50_000
 
 
@@ -29,7 +34,7 @@ class Options:
     """What to measure; raises InputError on a name or number that makes no sense."""
 
     metrics: tuple[str, ...] = ("fd",)
-    """Any of METRICS; `fd` is FID with Inception and FD_DINOv2 with DINOv2."""
+    """Names of METRICS; `fd` is FID with Inception and FD_DINOv2 with DINOv2."""
     num_blocks: int = 1
     """Disjoint runs of the images that are also measured on their own, to show the spread; 1 for none."""
     error_blocks: int = 0
@@ -37,76 +42,123 @@ class Options:
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     k: int = 3
-    """Nearest neighbours of precision and recall."""
     k_density: int = 5
-    """Nearest neighbours of density and coverage."""
+    """Nearest neighbours of density and coverage, as `k` of precision and recall."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown or not self.metrics:
-            raise InputError(f"unknown metric '{', '.join(unknown)}': choose from {', '.join(METRICS)}")
-        for name, least in {"num_blocks": 1, "error_blocks": 0, "kid_subsets": 1, "kid_subset_size": 2}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not self.metrics:
+            raise InputError(f"no metric is asked for; choose from {', '.join(METRICS)}")
+        for name in self.metrics:
+            METRICS[name]
+        least = {"num_blocks": 1, "error_blocks": 0, "kid_subsets": 1, "kid_subset_size": 2, "k": 1, "k_density": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {bound}")
         if self.error_blocks == 1:
             raise InputError("error_blocks is 1, but a jackknife leaves out one of at least 2 blocks")
 
+    @property
+    def needs_reference_features(self) -> list[str]:
+        """Those of the metrics that statistics of the reference are not enough for."""
+        return sorted(name for name in self.metrics if METRICS[name].needs_reference_features)
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether a metric asks the detector for more than features."""
+        return any(METRICS[name].needs_network for name in self.metrics)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A run of images, `subset` being all or a block, as a metric sees it, with statistics `target` of the reference.
+
+    Features [N, D], and `real` ones [M, D] of the reference, are empty where no metric needs them. `network` is the
+    detector itself, for metrics that ask it for more than features.
+    """
+
+    detector: str
+    subset: str
+    statistics: Statistics
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    target: Statistics
+    real: NDArray[np.float32]
+    real_labels: NDArray[np.int64] | None
+    options: Options
+    network: Detector | None
+
+    def value(
+        self,
+        name: str,
+        value: float,
+        error: float | None = None,
+        error_kind: str = "",
+        subset: str = "",
+        count: int = 0,
+    ) -> Measurement:
+        """What a metric gives: a value called as in `metrics.names.VALUES`, of the whole sample unless it says else."""
+        count = count or self.statistics.num_images
+        return Measurement(name, self.detector, subset or self.subset, count, value, error, error_kind)
+
+    @cached_property
+    def neighbours(self) -> dict[str, float]:
+        """Every neighbour metric that the options ask for, in one pass over the distances."""
+        o = self.options
+        k = o.k if "precision_recall" in o.metrics else None
+        k_density = o.k_density if "density_coverage" in o.metrics else None
+        return neighbour_metrics(self.real, self.features, k, k_density)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An entry of METRICS; without features the moments are enough. `values` name what it gives for a whole sample."""
+
+    measure: Callable[[Sample], Iterable[Measurement]]
+    needs_features: bool = True
+    needs_reference_features: bool = False
+    needs_network: bool = False
+    values: tuple[str, ...] = ()
+
+
+METRICS: Registry[Metric] = Registry("metric")
+
 
 def measure(
-    name: str, sample: FeatureSet, reference: Reference, options: Options, detector: Detector | None = None
+    name: str, sample: FeatureSet, reference: Reference, options: Options, network: Detector | None = None
 ) -> list[Measurement]:
-    """Every metric of the options on features of detector `name`; empty but in the first process.
-
-    `detector` is needed for the Inception score only, whose logits it makes from the features.
-    """
-    stats = reference.require(name)
-    check_tags(sample.tags, stats.tags)
-    count = sample.num_images
-    edges = [round(i * count / options.num_blocks) for i in range(options.num_blocks + 1)]
+    """Every metric of the options on features of detector `name`; of shared features, in the first process only."""
+    target, count = reference.require(name), sample.num_images
+    check_tags(sample.tags, target.tags)
+    kinds, blocks = [METRICS[metric] for metric in options.metrics], options.num_blocks
+    edges = [round(i * count / blocks) for i in range(blocks + 1)]
     ranges = {"all": (0, count)}
-    if options.num_blocks > 1:
-        ranges |= {f"block {i + 1}/{options.num_blocks}": (edges[i], edges[i + 1]) for i in range(options.num_blocks)}
+    if blocks > 1:
+        ranges |= {f"block {i + 1}/{blocks}": (edges[i], edges[i + 1]) for i in range(blocks)}
     # Collective: every process takes part in sums and gathering, the first one measures.
-    moments = {label: sample.statistics(*rows) for label, rows in ranges.items()} if "fd" in options.metrics else {}
-    gathered = sample.gather() if set(options.metrics) - {"fd"} or options.error_blocks else None
-    wants_real = bool(NEEDS_REFERENCE_FEATURES & set(options.metrics))
-    real = reference.features[name].gather() if wants_real else None
-    if distributed.rank() != 0:
+    moments = {label: sample.statistics(*rows) for label, rows in ranges.items()}
+    nothing = np.zeros((0, sample.dim), np.float32)
+    gathered = sample.gather() if options.error_blocks or any(kind.needs_features for kind in kinds) else nothing
+    other = reference.features[name] if options.needs_reference_features else FeatureSet.of(nothing, {})
+    real = other.gather()
+    if sample.shared and distributed.rank() != 0:
         return []
-    gaussian = Gaussian.of(stats)
-    found = []
+    found: list[Measurement] = []
     for label, (start, stop) in ranges.items():
-        if label in moments:
-            error = None
-            if options.error_blocks and gathered is not None:
-                error = frechet_with_error(gathered[start:stop], gaussian, options.error_blocks).standard_error
-            value = frechet_distance(moments[label], gaussian)
-            found.append(Measurement(fd_name(name), name, label, stop - start, value, error, "jackknife"))
-        if gathered is not None:
-            block = gathered[start:stop]
-            found += _from_features(name, label, block, real, gaussian, options)
-            if "inception_score" in options.metrics:
-                found += _inception_score(name, label, block, detector)
-    if "per_class" in options.metrics and gathered is not None and real is not None:
-        found += _per_class(name, sample, gathered, reference.features[name], real)
+        labels = None if sample.labels is None else sample.labels[start:stop]
+        features = gathered[start:stop]
+        part = Sample(name, label, moments[label], features, labels, target, real, other.labels, options, network)
+        found += [value for kind in kinds for value in kind.measure(part)]
     return found
-
-
-def fd_name(detector: str) -> str:
-    """What the Fréchet distance in a detector's features is called."""
-    return FD_NAMES.get(detector, f"fd_{detector}")
 
 
 def check_reference(reference: Reference, names: Sequence[str], options: Options) -> None:
     """Raise InputError when the reference cannot give what the options ask of the detectors `names`."""
-    wanted = sorted(NEEDS_REFERENCE_FEATURES & set(options.metrics))
+    wanted = options.needs_reference_features
+    reference.check(names)
     for name in names:
-        reference.require(name)
         if wanted and name not in reference.features:
-            raise InputError(
-                f"{reference.source}: holds statistics only, and {', '.join(wanted)} need features; give the "
-                "reference's images or a file of `metrics features`"
-            )
+            lack = f"{reference.source}: holds statistics only, and {', '.join(wanted)} need features"
+            raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
     if "inception_score" in options.metrics and list(names) != ["inception"]:
         raise InputError("the Inception score is defined by Inception's logits; choose the detector inception alone")
 
@@ -114,68 +166,72 @@ def check_reference(reference: Reference, names: Sequence[str], options: Options
 def cautions(name: str, sample: FeatureSet, reference: Reference) -> list[str]:
     """What a reader of the values of detector `name` should know."""
     found = []
-    if name == "inception" and sample.num_images != FID_IMAGES:
-        found.append(
-            f"FID of {sample.num_images} images: published values use {FID_IMAGES}, and FID falls as the number grows"
-        )
-    if sample.num_images <= sample.dim:
-        found.append(
-            f"{sample.num_images} images for {sample.dim} features of {name}: the covariance is singular and the "
-            "distance mostly bias"
-        )
-    tags = reference.require(name).tags
-    unchecked = [tag for tag in ESSENTIAL if tag not in tags]
-    if unchecked:
+    count, tags = sample.num_images, reference.require(name).tags
+    if name == "inception" and count != FID_IMAGES:
+        found.append(f"FID of {count} images: published values use {FID_IMAGES}, and FID falls as the number grows")
+    if count <= sample.dim:
+        few = f"{count} images for {sample.dim} features of {name}"
+        found.append(f"{few}: the covariance is singular and the distance mostly bias")
+    if unchecked := [tag for tag in ESSENTIAL if tag not in tags]:
         found.append(f"{reference.source}: does not say {', '.join(unchecked)} of {name}, so agreement is unchecked")
     return found
 
 
-def _from_features(
-    name: str, label: str, block: np.ndarray, real: np.ndarray | None, gaussian: Gaussian, options: Options
-) -> list[Measurement]:
-    count, wanted, found = len(block), set(options.metrics), []
-    if "fd_infinity" in wanted:
-        estimate = fd_infinity(block, gaussian)
-        metric = f"{fd_name(name)}_infinity"
-        found.append(Measurement(metric, name, label, count, estimate.value, estimate.standard_error, "jackknife"))
-    if real is None:
-        return found
-    if "kid" in wanted:
-        kid = kernel_distance(real, block, options.kid_subsets, options.kid_subset_size)
-        found.append(Measurement("kid", name, label, count, kid.value, kid.spread, "deviation over subsets"))
-    if {"precision_recall", "density_coverage"} <= wanted:
-        values = neighbour_metrics(real, block, options.k, options.k_density)
-    elif "precision_recall" in wanted:
-        values = precision_recall(real, block, options.k)
-    elif "density_coverage" in wanted:
-        values = density_coverage(real, block, options.k_density)
-    else:
-        values = {}
-    return found + [Measurement(metric, name, label, count, value) for metric, value in values.items()]
+def value_names(metrics: Sequence[str], detector: str) -> list[str]:
+    """Full names of what the metrics give in a detector's features, as result tables have them."""
+    return [qualified(value, detector) for metric in metrics for value in METRICS[metric].values]
 
 
-def _inception_score(name: str, label: str, block: np.ndarray, detector: Detector | None) -> list[Measurement]:
-    classify = getattr(detector, "logits", None)
+def _fd(sample: Sample) -> Iterable[Measurement]:
+    blocks, error = sample.options.error_blocks, None
+    if blocks:
+        error = frechet_with_error(sample.features, sample.target, blocks).standard_error
+    distance = frechet_distance(sample.statistics, sample.target)
+    yield sample.value(qualified("fd", sample.detector), distance, error, "jackknife")
+
+
+def _fd_infinity(sample: Sample) -> Iterable[Measurement]:
+    found = fd_infinity(sample.features, sample.target)
+    yield sample.value(qualified("fd_infinity", sample.detector), found.value, found.standard_error, "jackknife")
+
+
+def _kid(sample: Sample) -> Iterable[Measurement]:
+    count, size = sample.options.kid_subsets, sample.options.kid_subset_size
+    yield sample.value("kid", *kernel_distance(sample.real, sample.features, count, size), "deviation over subsets")
+
+
+def _of_neighbours(*values: str) -> Callable[[Sample], Iterable[Measurement]]:
+    return lambda sample: [sample.value(name, sample.neighbours[name]) for name in values]
+
+
+def _inception_score(sample: Sample) -> Iterable[Measurement]:
+    classify = getattr(sample.network, "logits", None)
     if classify is None:
-        raise InputError(
-            f"the weights of {name} lack the final layer, so there are no logits for the Inception score; "
-            "use weights that hold it, such as pt_inception-2015-12-05"
-        )
-    score = inception_score(classify(torch.from_numpy(block)))
-    return [Measurement("inception_score", name, label, len(block), score.value, score.spread, "deviation over splits")]
+        raise InputError("the Inception score asks Inception itself for logits; measure images with that detector")
+    score = inception_score(classify(torch.from_numpy(sample.features)))
+    yield sample.value("inception_score", *score, "deviation over splits")
 
 
-def _per_class(
-    name: str, sample: FeatureSet, gathered: np.ndarray, reference: FeatureSet, real: np.ndarray
-) -> list[Measurement]:
-    for side, labels in (("images", sample.labels), ("reference", reference.labels)):
-        if labels is None:
-            raise InputError(
-                f"{(sample if side == 'images' else reference).tags.get('source', side)}: per-class distances need "
-                "labels; add a dataset.json"
-            )
-    assert sample.labels is not None
-    assert reference.labels is not None
-    distances = per_class_distances(gathered, sample.labels, real, reference.labels)
-    counts = {label: int((sample.labels == label).sum()) for label in distances}
-    return [Measurement(fd_name(name), name, f"class {k}", counts[k], value) for k, value in distances.items()]
+def _per_class(sample: Sample) -> Iterable[Measurement]:
+    if sample.subset != "all":
+        return
+    if sample.labels is None or sample.real_labels is None:
+        source = (sample.statistics if sample.labels is None else sample.target).tags.get("source", "the features")
+        raise InputError(f"{source}: per-class distances need labels; add a dataset.json")
+    distances = per_class_distances(sample.features, sample.labels, sample.real, sample.real_labels)
+    for label, distance in distances.items():
+        count = int((sample.labels == label).sum())
+        yield sample.value(qualified("fd", sample.detector), distance, subset=f"class {label}", count=count)
+
+
+METRICS.register("fd", Metric(_fd, needs_features=False, values=("fd",)))
+METRICS.register("fd_infinity", Metric(_fd_infinity, values=("fd_infinity",)))
+METRICS.register("kid", Metric(_kid, needs_reference_features=True, values=("kid",)))
+for _values in (("precision", "recall"), ("density", "coverage")):
+    METRICS.register("_".join(_values), Metric(_of_neighbours(*_values), needs_reference_features=True, values=_values))
+    for _value in _values:
+        VALUES.register(_value, Name(_value, 1))
+METRICS.register("inception_score", Metric(_inception_score, needs_network=True, values=("inception_score",)))
+METRICS.register("per_class", Metric(_per_class, needs_reference_features=True))
+VALUES.register("kid", Name("KID", -1, 5))
+VALUES.register("inception_score", Name("Inception score", 1, 2))

@@ -1,11 +1,9 @@
 """Improved precision/recall and density/coverage from nearest neighbours in feature space.
 
-Kynkäänniemi et al. 2019 (arXiv:1904.06991) and Naeem et al. 2020 (arXiv:2002.09797). Both ask which
-points lie in which balls, a ball reaching from a point to its k-th nearest neighbour in its own set.
-
-Distances come from float32 matrix products over chunks of rows, so memory is O(chunk * N). Centring
-the features removes the common offset that |x|^2 + |y|^2 - 2xy would cancel away; what is still within
-rounding of a decision is decided in float64 from the features themselves.
+Kynkäänniemi et al. 2019 (arXiv:1904.06991) and Naeem et al. 2020 (arXiv:2002.09797). Both ask which points lie in which
+balls, a ball reaching from a point to its k-th nearest neighbour in its own set. Distances come from float32 matrix
+products over chunks of rows, so memory is O(chunk * N). Centring removes the offset that |x|^2 + |y|^2 - 2xy would
+cancel away; what is still within rounding of a decision is decided in float64 from the features themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,40 +12,28 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError
-from metrics.statistics import Features, as_tensor
+from metrics.statistics import Features, comparable
 
 CHUNK = 1024  # rows of a distance block
 PAIRS = 4096  # pairs measured in float64 at a time
 
 
-def precision_recall(real: Features, fake: Features, k: int = 3) -> dict[str, float]:
-    """Share of fake [M, D] inside the real [N, D] manifold (precision) and the reverse (recall).
+def neighbour_metrics(real: Features, fake: Features, k: int | None = 3, k_density: int | None = 5) -> dict[str, float]:
+    """Precision and recall with k neighbours, density and coverage with k_density; None leaves either two out.
 
-    A point is inside when some ball of the other set holds it, its border included. Features of any
-    detector and float type. Raises InputError on other shapes, NaN, or too few images for k.
+    Precision is the share of fake [M, D] inside the real [N, D] manifold and recall the reverse; a point is inside
+    when some ball of the other set holds it, its border included. Density is the mean number of real balls around a
+    fake sample over k_density, which may exceed 1, coverage the share of real balls that hold a fake sample. Features
+    of any detector and float type; raises InputError on other shapes, NaN, or too few images for the neighbours.
     """
-    return _measure(real, fake, k, None)
-
-
-def density_coverage(real: Features, fake: Features, k: int = 5) -> dict[str, float]:
-    """Mean number of real balls around a fake sample over k (density, may exceed 1), and share of real
-    balls that hold a fake sample (coverage). Arguments and errors as `precision_recall`.
-    """
-    return _measure(real, fake, None, k)
-
-
-def neighbour_metrics(real: Features, fake: Features, k: int = 3, k_density: int = 5) -> dict[str, float]:
-    """`precision_recall` and `density_coverage` together, at half their cost."""
-    return _measure(real, fake, k, k_density)
-
-
-def _measure(real: Features, fake: Features, k: int | None, k_density: int | None) -> dict[str, float]:
-    a, b = _PointSet.pair(real, fake)
-    n, m = len(a.raw), len(b.raw)
-    wanted = [x for x in (k, k_density) if x is not None]
+    x, y = comparable(real, fake)
+    n, m = len(x), len(y)
+    centre = (x.sum(dim=0, dtype=torch.float64) + y.sum(dim=0, dtype=torch.float64)) / max(n + m, 1)
+    a, b = _PointSet(x, centre), _PointSet(y, centre)
+    wanted = [count for count in (k, k_density) if count is not None]
     real_radii = dict(zip(wanted, a.radii(wanted), strict=True))
     fake_radii = {k: b.radii([k])[0]} if k is not None else {}
-    precise, recalled, occupied = (torch.zeros(x, dtype=torch.bool, device=a.raw.device) for x in (m, n, n))
+    precise, recalled, occupied = (torch.zeros(size, dtype=torch.bool, device=x.device) for size in (m, n, n))
     balls = 0  # pairs of a fake point and a real ball around it
     for start, squared, tolerance in a.squared_distances(b):
         rows = slice(start, start + len(squared))
@@ -74,19 +60,6 @@ class _PointSet:
         self.centred = (raw - centre).float()  # [N, D]
         self.norms = self.centred.square().sum(dim=1)  # [N]
 
-    @classmethod
-    def pair(cls, real: Features, fake: Features) -> "tuple[_PointSet, _PointSet]":
-        x, y = as_tensor(real), as_tensor(fake)
-        if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-            raise InputError(
-                f"features have shapes {tuple(x.shape)} and {tuple(y.shape)}, expected [N, D] and [M, D]; "
-                "use the same detector for both"
-            )
-        if not (bool(torch.isfinite(x).all()) and bool(torch.isfinite(y).all())):
-            raise InputError("features hold NaN or infinity; look for broken images or weights")
-        centre = (x.sum(dim=0, dtype=torch.float64) + y.sum(dim=0, dtype=torch.float64)) / max(len(x) + len(y), 1)
-        return cls(x, centre), cls(y, centre)
-
     def squared_distances(self, other: "_PointSet") -> Iterator[tuple[int, Tensor, Tensor]]:
         """(first row, squared distances [chunk, M], their error [chunk, 1]) over chunks of this set's rows."""
         # Rounding of a sum of D float32 terms grows like sqrt(D); 4 standard deviations of it.
@@ -108,9 +81,8 @@ class _PointSet:
         """Squared distances [len(ks), N], float64, to the k-th nearest other point of this set, for each k."""
         count, largest = len(self.raw), max(ks)
         if not 1 <= min(ks) <= largest < count:
-            raise InputError(
-                f"k = {largest} nearest neighbours need more than {largest} images, found {count}; give more images"
-            )
+            need = f"k = {largest} nearest neighbours need more than {largest} images"
+            raise InputError(f"{need}, found {count}; give more images")
         radii = torch.empty(len(ks), count, dtype=torch.float64, device=self.raw.device)
         for start, squared, tolerance in self.squared_distances(self):
             chunk = torch.arange(len(squared), device=squared.device)

@@ -1,13 +1,14 @@
 """Float64 moments of features: accumulated in batches, merged over processes, kept in files with tags.
 
-A statistics file is an uncompressed npz: `mu` [D] and `sigma` [D, D] float64, `num_images`, and `tags`
-as JSON text. Tags say how the features were made; statistics whose tags disagree are never compared.
+A statistics file is an npz: `mu` [D] and `sigma` [D, D] float64, `num_images`, and `tags` as JSON. Tags say how the
+features were made; statistics whose tags disagree are never compared.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metrics import distributed
-from metrics.files import InputError, atomic_write, load_npz
+from metrics.files import InputError, explained, load_npz, write_npz
 
 Tag = str | int | float
 Features = np.ndarray | Tensor
@@ -37,29 +38,46 @@ class Statistics:
     tags: Mapping[str, Tag] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        where = self.tags.get("source", "statistics")
-        dim = self.mu.shape[0] if self.mu.ndim == 1 else 0
-        if dim == 0 or self.sigma.shape != (dim, dim):
-            raise InputError(
-                f"{where}: mu has shape {self.mu.shape} and sigma {self.sigma.shape}, expected [D] and [D, D]; "
-                "make the file again with `metrics reference`"
-            )
-        if self.mu.dtype != np.float64 or self.sigma.dtype != np.float64:
-            raise InputError(f"{where}: mu and sigma are {self.mu.dtype} and {self.sigma.dtype}, expected float64")
-        if not (np.isfinite(self.mu).all() and np.isfinite(self.sigma).all()):
-            raise InputError(f"{where}: mu or sigma holds NaN or infinity; compute the statistics again")
-        if not np.allclose(self.sigma, self.sigma.T, rtol=1e-6, atol=1e-9 * max(float(np.trace(self.sigma)), 0.0)):
-            raise InputError(f"{where}: sigma is not symmetric, so not a covariance; compute the statistics again")
+        mu, sigma, where = self.mu, self.sigma, self.tags.get("source", "statistics")
+        again = "make them again with `metrics reference`"
+        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
+            raise InputError(f"{where}: mu is {mu.shape} and sigma {sigma.shape}, expected [D] and [D, D]; {again}")
+        if mu.dtype != np.float64 or sigma.dtype != np.float64:
+            raise InputError(f"{where}: mu and sigma are {mu.dtype} and {sigma.dtype}, expected float64; {again}")
+        if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+            raise InputError(f"{where}: mu or sigma holds NaN or infinity; {again}")
+        if not np.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-9 * max(float(np.trace(sigma)), 0.0)):
+            raise InputError(f"{where}: sigma is not symmetric, so not a covariance; {again}")
 
     @property
     def dim(self) -> int:
         return len(self.mu)
 
+    @cached_property
+    def factor(self) -> Tensor:
+        """A factor A [D, rank] with A A^T = sigma: Cholesky, with complete pivoting where sigma is singular.
+
+        Directions below D * eps of the largest variance are rounding noise of a singular sigma and dropped.
+        Raises InputError when sigma is not positive semi-definite.
+        """
+        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(self.sigma))
+        if not failed:
+            return lower
+        from scipy.linalg import lapack  # slow to import, and seldom needed
+
+        packed, pivots, rank, _ = lapack.dpstrf(self.sigma, lower=1)
+        columns = torch.from_numpy(np.ascontiguousarray(packed[:, :rank])).tril_()
+        factor = torch.empty_like(columns)
+        factor[torch.from_numpy(pivots - 1).long()] = columns
+        trace = float(np.trace(self.sigma))
+        if abs(float(factor.square().sum()) - trace) > 1e-6 * abs(trace):
+            raise InputError("sigma has negative eigenvalues, so it is no covariance; compute the statistics again")
+        return factor
+
 
 class Moments:
-    """Streaming mean and scatter matrix in float64 on `device`, by the pairwise update of Chan et al. (1983).
-
-    The state never holds raw second moments, so features far from the origin lose no digits.
+    """Streaming mean and scatter matrix in float64 on `device`, by the pairwise update of Chan et al. (1983): no raw
+    second moments, so features far from the origin lose no digits.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -72,12 +90,10 @@ class Moments:
         x = as_tensor(features).to(self.mean.device, torch.float64)
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise InputError(f"features have shape {tuple(x.shape)}, expected [N, {len(self.mean)}]")
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("features hold NaN or infinity; look for broken images or weights")
-        if len(x) == 0:
-            return self
-        mean = x.mean(dim=0)
-        self._add(len(x), mean, x - mean)
+        check_finite(x)
+        if len(x):
+            mean = x.mean(dim=0)
+            self._add(len(x), mean, x - mean)
         return self
 
     def merge(self, other: Self) -> Self:
@@ -98,19 +114,17 @@ class Moments:
 
     def reduce(self) -> Self:
         """Join the moments of all processes, in rank order, in one reduction; alone, changes nothing."""
-        world, dim = distributed.world_size(), len(self.mean)
+        world, dim, device = distributed.world_size(), len(self.mean), self.mean.device
         if world == 1:
             return self
         rows = np.zeros((world, dim + 1))
         rows[distributed.rank()] = [self.count, *self.mean.tolist()]
         packed = distributed.all_reduce_sum(np.concatenate([rows.ravel(), self.scatter.cpu().numpy().ravel()]))
-        rows, scatter = packed[: rows.size].reshape(rows.shape), packed[rows.size :].reshape(dim, dim)
-        device = self.mean.device
         self.count, self.mean = 0, torch.zeros_like(self.mean)
-        self.scatter = torch.from_numpy(scatter).to(device)
-        for row in torch.from_numpy(rows).to(device):
-            if row[0] > 0:
-                self._add(int(row[0]), row[1:], torch.zeros_like(self.mean)[None])
+        self.scatter = torch.from_numpy(packed[rows.size :].reshape(dim, dim)).to(device)
+        for row in packed[: rows.size].reshape(rows.shape):
+            if row[0]:
+                self._add(int(row[0]), torch.from_numpy(row[1:]).to(device), torch.zeros_like(self.mean)[None])
         return self
 
     def finalize(self, tags: Mapping[str, Tag] | None = None) -> Statistics:
@@ -128,29 +142,40 @@ def as_tensor(features: Features) -> Tensor:
     return torch.as_tensor(features)
 
 
+def check_finite(features: Tensor) -> None:
+    """Raise InputError on NaN and infinity."""
+    if not bool(torch.isfinite(features).all()):
+        raise InputError("features hold NaN or infinity; look for broken images or weights")
+
+
+def comparable(real: Features, fake: Features) -> tuple[Tensor, Tensor]:
+    """Both as tensors [N, D] and [M, D]; raises InputError on other shapes, NaN and infinity."""
+    x, y = as_tensor(real), as_tensor(fake)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise InputError(f"features are {shapes}, expected [N, D] and [M, D]; use the same detector for both")
+    check_finite(x)
+    check_finite(y)
+    return x, y
+
+
 def from_features(features: Features, tags: Mapping[str, Tag] | None = None) -> Statistics:
     """Statistics of features [N, D] that are all at hand."""
     return Moments(features.shape[1]).update(features).finalize(tags)
 
 
-def check_tags(a: Mapping[str, Tag], b: Mapping[str, Tag]) -> list[str]:
-    """Refuse to compare features made differently; returns the essential tags that one side lacks.
-
-    Raises InputError naming the first tag that both sides have with different values.
-    """
+def check_tags(a: Mapping[str, Tag], b: Mapping[str, Tag]) -> None:
+    """Raise InputError where features were made differently: a tag that both sides have has different values."""
     for tag in sorted(set(a) & set(b) - PROVENANCE):
         if a[tag] != b[tag]:
-            raise InputError(
-                f"tag '{tag}' differs: {a[tag]!r} in {a.get('source', 'the first')} against {b[tag]!r} in "
-                f"{b.get('source', 'the second')}; make both with the same detector settings"
-            )
-    return [tag for tag in ESSENTIAL if tag not in a or tag not in b]
+            first, second = a.get("source", "the first"), b.get("source", "the second")
+            found = f"{a[tag]!r} in {first} against {b[tag]!r} in {second}"
+            raise InputError(f"tag '{tag}' differs: {found}; make both with the same detector settings")
 
 
 def save(stats: Statistics, path: str | Path) -> None:
     """Write one statistics file, atomically."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **to_arrays(stats))
+    write_npz(path, to_arrays(stats))
 
 
 def load(path: str | Path) -> Statistics:
@@ -160,29 +185,20 @@ def load(path: str | Path) -> Statistics:
 
 def to_arrays(stats: Statistics, prefix: str = "") -> dict[str, np.ndarray]:
     """The named arrays of the file format."""
-    values = {
-        "mu": stats.mu,
-        "sigma": stats.sigma,
-        "num_images": stats.num_images,
-        "tags": json.dumps(dict(stats.tags)),
-    }
-    return {prefix + key: np.asarray(value) for key, value in values.items()}
+    found = {"mu": stats.mu, "sigma": stats.sigma, "num_images": stats.num_images, "tags": json.dumps(dict(stats.tags))}
+    return {prefix + key: np.asarray(value) for key, value in found.items()}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], path: str | Path, prefix: str = "") -> Statistics:
     """Statistics from the named arrays of the file format; `path` serves the messages and the `source` tag."""
-    for key in ("mu", "sigma", "num_images", "tags"):
-        if prefix + key not in arrays:
-            raise InputError(
-                f"{path}: no entry '{prefix + key}', found {sorted(arrays)}; write it with `metrics reference`"
-            )
-    try:
-        tags = json.loads(str(arrays[prefix + "tags"]))
-        num_images = int(arrays[prefix + "num_images"])
-    except (ValueError, TypeError):
-        raise InputError(
-            f"{path}: '{prefix}tags' or '{prefix}num_images' is not readable; make the file again"
-        ) from None
-    if not isinstance(tags, dict) or num_images < 2:
-        raise InputError(f"{path}: expected tags as a JSON object and at least 2 images; make the file again")
-    return Statistics(num_images, arrays[prefix + "mu"], arrays[prefix + "sigma"], {**tags, "source": str(path)})
+    remedy = "write it with `metrics reference`"
+    keys = [prefix + key for key in ("mu", "sigma", "num_images", "tags")]
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        raise InputError(f"{path}: no entry '{missing[0]}', found {sorted(arrays)}; {remedy}")
+    mu, sigma, count, tags = (arrays[key] for key in keys)
+    with explained(f"{path}: '{keys[3]}' or '{keys[2]}' is not readable", remedy, (ValueError, TypeError)):
+        stats = Statistics(int(count), mu, sigma, {**json.loads(str(tags)), "source": str(path)})
+    if stats.num_images < 2:
+        raise InputError(f"{path}: holds statistics of {stats.num_images} images, expected at least 2; {remedy}")
+    return stats

@@ -2,20 +2,41 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from metrics import distributed
-from metrics.files import InputError
+from metrics.files import InputError, nearest
+from metrics.registry import load_plugins
+from repro import doctor, ema, search, snapshots
 from repro import study as studies
+from repro.data import archives
+from repro.encoders import StabilityVAEEncoder
+from repro.guidance import Guided
+from repro.pipeline.acquire import everything
+from repro.pipeline.launch import relaunch
+from repro.pipeline.stages import STAGES
+from repro.pixels import image_grid
+from repro.sampling.configuration import Configuration, Solver
+from repro.sampling.pairs import load_pair
+from repro.sampling.shards import generate, read_shard
+from repro.strict import build, load, settings
+from repro.study import cost, presets
+from repro.training import recipes
+from repro.training.watching import Watch, train_watched
+from repro.verdicts import check, measures, verify
 
-NETWORK = "a network file (.safetensors, .pkl) or module:function returning a Denoiser"
+Texts = tuple[str, ...]  # of a repeatable option
+VAE = "stabilityai/sd-vae-ft-mse"
+PATH = click.Path(path_type=Path)
+NAME = click.argument("name", required=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@click.option("--plugin", multiple=True, help="Module that registers what you add (docs/extending.md); repeatable.")
+def cli(plugin: Texts) -> None:
     """Does a diffusion-guidance result really hold? Make the samples, measure them, compare with the paper."""
+    load_plugins(plugin)
 
 
 @cli.group("study")
@@ -41,12 +62,11 @@ def study_use(name: str, force: bool) -> None:
 
 
 @study_group.command("show")
-@click.argument("name", required=False)
+@NAME
 def study_show(name: str | None) -> None:
     """Stages of NAME (default: the active study)."""
-    study = studies.load(studies.study_path(name) if name else studies.PARAMS)
-    click.echo(f"study {study.study}, outputs in {study.out}/")
-    click.echo("\n".join(f"  {key}" for key in sorted(study.ids())))
+    study = studies.named(name)
+    click.echo("\n  ".join([f"study {study.study}, outputs in {study.out}/", *sorted(study.ids())]))
 
 
 @cli.command("stage", hidden=True)
@@ -54,244 +74,137 @@ def study_show(name: str | None) -> None:
 @click.argument("key")
 def stage_command(stage: str, key: str) -> None:
     """Run one pipeline stage of the active study (what dvc.yaml calls)."""
-    from repro.pipeline.stages import STAGES
-
     study = studies.load()
     if stage not in STAGES:
-        raise InputError(f"unknown stage '{stage}', expected one of {', '.join(STAGES)}")
+        raise InputError(f"stage '{stage}' is unknown{nearest(stage, STAGES)}")
+    relaunch(stage, key)
     distributed.init()
     STAGES[stage](study, key)
 
 
 @cli.command("generate")
-@click.option("--main", "main_network", required=True, help=f"Main network: {NETWORK}.")
+@click.option("--main", required=True, help="Network file (.safetensors, .pkl), or module:function of a Denoiser.")
 @click.option("--guide", help="Guiding network, given like --main.")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Weight w; 1 = no guidance.")
 @click.option("--interval", help="Guided sampler steps FIRST-LAST, inclusive; all by default.")
 @click.option("--seeds", default="0-63", show_default=True, help="FIRST-LAST, inclusive.")
 @click.option("--steps", type=int, default=32, show_default=True, help="Heun steps.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Part of the configuration.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for shards and grid.png.")
+@click.option("--batch-size", "batch", type=int, default=32, show_default=True, help="Part of the configuration.")
+@click.option("--out", type=PATH, required=True, help="Folder for shards and grid.png.")
 def generate_command(
-    main_network: str,
-    guide: str | None,
-    guidance: float,
-    interval: str | None,
-    seeds: str,
-    steps: int,
-    batch_size: int,
-    out: Path,
+    main: str, guide: str | None, guidance: float, interval: str | None, seeds: str, steps: int, batch: int, out: Path
 ) -> None:
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
-    from repro.sampling import shards as generate
-
     distributed.init()
     members = studies.parse_seeds(seeds)
-    steps_range = None if interval is None else studies.parse_seeds(interval)
-    configuration = generate.Configuration(
-        main=main_network,
-        guide=guide,
-        guidance=guidance,
-        interval=None if steps_range is None else (steps_range[0], steps_range[-1]),
-        sampler=studies.Sampler(num_steps=steps, batch_size=batch_size),
-    )
-    pair = generate.load_pair(configuration, distributed.device())
-    paths = generate.generate(pair, members, out, "sampling")
+    chosen = None if interval is None else studies.parse_seeds(interval)
+    guided = Guided(main, guide, guidance, None if chosen is None else (chosen[0], chosen[-1]))
+    pair = load_pair(Configuration(guided, Solver(num_steps=steps, batch_size=batch)), distributed.device())
+    paths = generate(pair, members, out, description="sampling")
     if distributed.rank() == 0:
-        _, images = generate.read_shard(paths[0], limit=64)
-        generate.image_grid(list(images), columns=8).save(out / "grid.png")
+        image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
         click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
 
 
 @cli.command("reconstruct")
-@click.argument("snapshots", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="SNAPSHOTS...", nargs=-1, required=True, type=PATH)
 @click.option("--ema", "stds", multiple=True, type=float, required=True, help="Relative EMA length; repeatable.")
 @click.option("--nimg", type=int, help="Training time in images, one of the snapshots'; default the latest.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the networks.")
-def reconstruct_command(snapshots: tuple[Path, ...], stds: tuple[float, ...], nimg: int | None, out: Path) -> None:
+@click.option("--out", type=PATH, required=True, help="Folder for the networks.")
+def reconstruct_command(files: tuple[Path, ...], stds: tuple[float, ...], nimg: int | None, out: Path) -> None:
     """Post-hoc EMA: networks of the given EMA lengths from stored SNAPSHOTS."""
-    from repro import ema
-    from repro import snapshots as files
-
-    name = files.parse_name(snapshots[0].name)
+    name = snapshots.parse_name(files[0].name)
     if name is None:
-        raise InputError(f"{snapshots[0]}: expected a file name RUN-KIMG-STD")
-    for std, snapshot in ema.reconstruct(snapshots, stds, nimg).items():
-        path = out / files.format_name(name.run, snapshot.metadata["nimg"] // 1000, std)
-        files.save(snapshot, path)
+        raise InputError(f"{files[0]}: expected a file name RUN-KIMG-STD")
+    for std, snapshot in ema.reconstruct(files, stds, nimg).items():
+        path = out / snapshots.format_name(name.run, snapshot.metadata["nimg"] // 1000, std)
+        snapshots.save(snapshot, path)
         click.echo(str(path))
 
 
 @cli.command("guide")
-@click.option("--main", "main_run", required=True, help="Training run of the main network, or one network file.")
+@click.option("--main", required=True, help="Training run of the main network, or one network file.")
 @click.option("--guide", "guides", multiple=True, required=True, help="Training run to take guides from; repeatable.")
 @click.option("--data", required=True, help="Data set to measure against.")
-@click.option(
-    "--settings", type=click.Path(path_type=Path), required=True, help="Seeds and ranges of the search, YAML."
-)
+@click.option("--settings", "file", type=PATH, required=True, help="Seeds and ranges of the search, YAML.")
 @click.option("--detector", help="Whose Fréchet distance is minimised; default: the study's first.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of outputs; default: guide/ of the study's.")
-def guide_command(
-    main_run: str, guides: tuple[str, ...], data: str, settings: Path, detector: str | None, out: Path | None
-) -> None:
+@click.option("--out", type=PATH, help="Folder of outputs; default: guide/ of the study's.")
+def guide_command(main: str, guides: Texts, data: str, file: Path, detector: str | None, out: Path | None) -> None:
     """Which snapshot, EMA lengths and weight make the best guide?
 
     Runs and data are ids of the active study, or folders. Run under torchrun for several GPUs; killed and started
     again, it repeats nothing.
     """
-    from repro.search import objective as guide
-
     study = studies.load()
     if not study.evaluate.detectors:
         raise InputError(f"{studies.PARAMS}: evaluate.detectors is empty; the search needs one")
     distributed.init()
-    summary = guide.guide(
-        study,
-        main_run,
-        guides,
-        data,
-        guide.load_settings(settings),
-        detector or study.evaluate.detectors[0],
-        out or study.out / "guide",
-    )
-    distributed.print0(summary)
+    chosen, folder = detector or study.evaluate.detectors[0], out or study.out / "guide"
+    distributed.print0(search.guide(study, main, guides, data, load(search.SearchSettings, file), chosen, folder))
 
 
 @cli.command("report")
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
 def report_command(publish: bool) -> None:
     """Tables, figures and report.html of the active study, from its measures."""
-    from repro.report import write as report
+    from repro import report
 
     study = studies.load()
     folder = report.report(study)
     if publish:
         report.publish(study)
-    click.echo(report.summary(study))
-    click.echo(f"report: {folder / 'report.html'}")
+    click.echo(f"{report.summary(study)}\nreport: {folder / 'report.html'}")
 
 
 @cli.command("verify")
 @click.option("--strict", is_flag=True, help="Exit code 1 if a value is off or a claim that was tested does not hold.")
 def verify_command(strict: bool) -> None:
     """Judge published values and claims on what is measured; writes published.csv and verdicts.csv to out/<study>/."""
-    from repro.verdicts import published
-
-    code = published.verify(studies.load(), click.echo)
+    code = verify(studies.load(), click.echo)
     if strict:
         sys.exit(code)
 
 
-def _named(name: str | None) -> studies.Study:
-    """A study by name, the active one by default."""
-    return studies.load(studies.study_path(name) if name else studies.PARAMS)
-
-
 @cli.command("fetch")
-@click.argument("name", required=False)
+@NAME
 @click.option("--offline", is_flag=True, help="Download nothing; say what is missing and where to put it.")
 def fetch_command(name: str | None, offline: bool) -> None:
     """Fetch the published files of study NAME (default: the active one) ahead of its stages."""
-    import os
-
-    from repro.pipeline import acquire
-
-    if offline:
-        os.environ[acquire.OFFLINE] = "1"
-    for folder in acquire.everything(_named(name)):
+    for folder in everything(studies.named(name), offline):
         click.echo(str(folder))
 
 
 @cli.command("train")
 @click.option("--preset", help="Recipe; `repro preset list --training` names them.")
-@click.option("--data", "source", type=click.Path(path_type=Path), help="Zip or folder of `repro data convert|encode`.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run; an interrupted one goes on.")
-@click.option("--name", help="Run name in file names; the preset's by default.")
-@click.option("--duration", type=float, help="Training length in units of 2^20 images.")
-@click.option("--batch", type=int, help="Images per step, over all processes.")
-@click.option("--batch-gpu", type=int, help="Most images that a process takes at once.")
-@click.option("--channels", type=int, help="Width of the network.")
-@click.option("--dropout", type=float)
-@click.option("--lr", type=float, help="Peak learning rate.")
-@click.option("--cond/--uncond", "conditional", default=None, help="With or without labels.")
-@click.option("--seed", type=int)
-@click.option("--snapshot", type=float, help="Distance of snapshots in units of 2^20 images.")
-@click.option("--checkpoint", type=float, help="Distance of checkpoints in units of 2^20 images.")
-@click.option(
-    "--precision", type=click.Choice(["fp16", "bf16", "fp32"]), help="Of the U-Net; fp16 on CUDA as published."
-)
-@click.option(
-    "--vae", default="stabilityai/sd-vae-ft-mse", show_default=True, help="Decoder of latents in sample grids."
-)
-@click.option("--grid", type=int, default=0, help="Sample this many seeds into a PNG at every snapshot.")
-@click.option("--tensorboard", "board", is_flag=True, help="Also write TensorBoard's event files.")
-@click.option("--eval-ref", help="Measure distances to this reference: statistics, img512, img64, or images.")
-@click.option("--eval-images", type=int, default=5000, show_default=True)
-@click.option("--eval-every", type=float, default=64, show_default=True, help="In units of 2^20 images.")
-@click.option("--eval-detectors", default="inception", show_default=True, help="Comma-separated.")
+@click.option("--data", type=PATH, help="Zip or folder of `repro data convert|encode`.")
+@click.option("--out", type=PATH, help="Folder of the run; an interrupted one goes on.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of a setting; repeatable.")
+@click.option("--watch", "watched", multiple=True, metavar="KEY=VALUE", help="Show how it goes; repeatable.")
+@click.option("--vae", default=VAE, show_default=True, help="Decoder of latents in samples.")
 @click.option("--dry-run", is_flag=True, help="Print the full configuration and what it costs; touch nothing.")
 def train_command(
-    preset: str | None,
-    source: Path | None,
-    out: Path | None,
-    name: str | None,
-    duration: float | None,
-    batch: int | None,
-    batch_gpu: int | None,
-    channels: int | None,
-    dropout: float | None,
-    lr: float | None,
-    conditional: bool | None,
-    seed: int | None,
-    snapshot: float | None,
-    checkpoint: float | None,
-    precision: str | None,
-    vae: str,
-    grid: int,
-    board: bool,
-    eval_ref: str | None,
-    eval_images: int,
-    eval_every: float,
-    eval_detectors: str,
-    dry_run: bool,
+    preset: str | None, data: Path | None, out: Path | None, changes: Texts, watched: Texts, vae: str, dry_run: bool
 ) -> None:
     """Train a network, a guide or a main one, by a published recipe. Run under torchrun for several GPUs or machines.
 
     SIGTERM, SIGUSR1 or Ctrl-C save a checkpoint and stop; the same command goes on from there.
-    """
-    from repro.training import recipes
-    from repro.training import watching as monitor
 
+    Settings are all that --dry-run prints, such as seed=1, total_nimg=512Mi (Mi: 2^20) or network.dropout=0.1.
+    To watch: grid=16 samples so many seeds at every snapshot, board=true writes TensorBoard's files, and
+    reference=img64 (statistics or images) measures distances, with num_images=5000, every_nimg=64Mi and
+    detectors=[inception] where nothing else is said.
+    """
     if preset is None:
         raise InputError(f"--preset is missing; expected one of {', '.join(recipes.RECIPES)}")
-    config = recipes.configure(
-        preset,
-        {"model_channels": channels, "dropout": dropout},
-        name=name,
-        total_nimg=_images(duration),
-        batch_size=batch,
-        device_batch_size=batch_gpu,
-        ref_lr=lr,
-        conditional=conditional,
-        seed=seed,
-        snapshot_nimg=_images(snapshot),
-        checkpoint_nimg=_images(checkpoint),
-        precision=precision,
-    )
+    config, watch = recipes.configure(preset, settings(changes)), build(Watch, settings(watched))
     if dry_run:
-        click.echo(recipes.describe(config, recipes.recipe(preset)))
+        click.echo(cost.describe(config, recipes.RECIPES[preset]))
         return
-    if source is None or out is None:
+    if data is None or out is None:
         raise InputError("--data and --out are needed (or --dry-run)")
     distributed.init()
-    watch = monitor.Watch(out, grid, board, eval_ref, eval_images, _images(eval_every) or 1, eval_detectors.split(","))
-    monitor.train(config, source, vae, recipes.recipe(preset).data_shape, watch)
-    distributed.print0(f"{config.name}: {config.total_nimg:,} images, snapshots in {out}/")
-
-
-def _images(mi: float | None) -> int | None:
-    """Units of 2^20 images as a number of images."""
-    return None if mi is None else round(mi * studies.MI)
+    train_watched(config, data, vae, out, recipes.RECIPES[preset].data_shape, watch)
+    distributed.print0(f"{config.settings.name}: {config.pace.total_nimg:,} images, snapshots in {out}/")
 
 
 @cli.group("data")
@@ -300,8 +213,8 @@ def data_group() -> None:
 
 
 @data_group.command("convert")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The zip to make.")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The zip to make.")
 @click.option("--resolution", type=click.IntRange(min=8), required=True, help="Side of the images: 64, 512, ...")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used, and list them in the zip.")
 @click.option("--workers", type=click.IntRange(min=0), help="Decoding processes; one per core but one by default.")
@@ -311,49 +224,39 @@ def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, worke
     Grey becomes RGB, palettes and CMYK are converted, alpha is dropped, EXIF orientation is not applied, small images
     are enlarged, as for the published reference statistics. Unusable images are an error that names them all.
     """
-    from repro.data import archives
-
     archives.convert(source, out, resolution, skip_bad, workers)
-    _echo_facts(archives.check(out))
+    _show(out)
 
 
 @data_group.command("encode")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The zip to make.")
-@click.option("--vae", default="stabilityai/sd-vae-ft-mse", show_default=True, help="Hugging Face name, or a folder.")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The zip to make.")
+@click.option("--vae", default=VAE, show_default=True, help="Hugging Face name, or a folder.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 def data_encode(source: Path, out: Path, vae: str, batch_size: int) -> None:
     """VAE latents (means and deviations of the posterior) of SOURCE, a zip that `data convert` made."""
-    from repro.data import archives
-    from repro.encoders import StabilityVAEEncoder
-
-    encoder = StabilityVAEEncoder(vae, batch_size=batch_size)
-    archives.encode(source, out, encoder, distributed.device(), batch_size)
-    _echo_facts(archives.check(out))
+    archives.encode(source, out, StabilityVAEEncoder(vae, batch_size=batch_size), str(distributed.device()))
+    _show(out)
 
 
 @data_group.command("check")
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archive", type=PATH)
 def data_check(archive: Path) -> None:
     """Read every image and label of ARCHIVE; says what it holds, or everything that is wrong with it."""
-    from repro.data import archives
-
-    _echo_facts(archives.check(archive))
+    _show(archive)
 
 
-def _echo_facts(facts: dict[str, Any]) -> None:
-    for name, value in facts.items():
+def _show(archive: Path) -> None:
+    for name, value in archives.check(archive).items():
         click.echo(f"{name:15} {value}")
 
 
 @cli.command("cost")
-@click.argument("name", required=False)
+@NAME
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Of one of your GPUs, an A100 being 1.")
 def cost_command(name: str | None, speed: float) -> None:
     """GPU-hours, download and disk of study NAME (default: the active one), stage by stage."""
-    from repro.study import cost
-
-    click.echo(cost.cost(_named(name), speed).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+    click.echo(cost.cost(studies.named(name), speed).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
 
 
 @cli.group("preset")
@@ -365,46 +268,34 @@ def preset_group() -> None:
 @click.option("--training", is_flag=True, help="The training recipes instead.")
 def preset_list(training: bool) -> None:
     """Names and published values."""
-    from repro.study import presets
-    from repro.training import recipes
-
-    if training:
-        click.echo("\n".join(recipes.RECIPES))
-        return
-    for preset in presets.presets().values():
-        click.echo(f"{preset.name:34} {preset.metric:10} {preset.published:>7.2f}")
+    published = (f"{p.name:34} {p.metric:10} {p.published:>7.2f}" for p in presets.presets().values())
+    click.echo("\n".join(recipes.RECIPES if training else published))
 
 
 @preset_group.command("show")
 @click.argument("name")
 def preset_show(name: str) -> None:
     """Networks, weight and published value of preset NAME, or the configuration and cost of a training recipe."""
-    from repro.study import presets
-    from repro.training import recipes
-
     if name in recipes.RECIPES:
-        click.echo(recipes.describe(recipes.configure(name), recipes.recipe(name)))
-        return
-    click.echo(presets.show(presets.preset(name)))
+        click.echo(cost.describe(recipes.configure(name), recipes.RECIPES[name]))
+    else:
+        click.echo(presets.show(presets.presets()[name]))
 
 
 @cli.command("summary")
 def summary_command() -> None:
     """Print the active study's tables and where its figures are."""
-    from repro.report import write as report
+    from repro import report
 
     click.echo(report.summary(studies.load()))
 
 
 @cli.command("check")
 @click.argument("committed", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--training-seeds", type=click.Path(path_type=Path), default=Path("results/training-seeds"))
+@click.option("--training-seeds", type=PATH, default=Path("results/training-seeds"))
 def check_command(committed: Path, training_seeds: Path) -> None:
     """Compare the active study's measures with COMMITTED ones, cell by cell; exit code 1 if any disagrees."""
-    from repro.verdicts import measures
-    from repro.verdicts import regression as check
-
-    table = check.check(measures.read(studies.load()), committed, training_seeds)
+    table = check(measures.read(studies.load()), committed, training_seeds)
     outside = table[~table["agrees"]]
     click.echo(f"{len(table)} cells compared with {committed}, {len(outside)} outside their tolerance")
     if len(outside):
@@ -415,8 +306,6 @@ def check_command(committed: Path, training_seeds: Path) -> None:
 @cli.command("doctor")
 def doctor_command() -> None:
     """What this machine has and lacks: devices, TF32, disk, addresses, weights, and a four-seed sample."""
-    from repro import doctor
-
     sys.exit(0 if doctor.report(click.echo) else 1)
 
 

@@ -3,25 +3,21 @@
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 
+from metrics.detectors import weights
 from metrics.files import InputError
+from metrics.machine import FILE, machine
 from repro import snapshots
-from repro.networks import prepare
+from repro.inference import fold
 from repro.sampler import draw_inputs, sample
 
-ADDRESSES = (
-    "https://nvlabs-fi-cdn.nvidia.com",
-    "https://github.com",
-    "https://dl.fbaipublicfiles.com",
-    "https://huggingface.co",
-)
+HOSTS = ("nvlabs-fi-cdn.nvidia.com", "github.com", "dl.fbaipublicfiles.com", "huggingface.co")
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "data" / "golden"
-SEEDS = (1, 2, 3, 4)  # those of the golden autoguidance samples
 
 Finding = tuple[bool | None, str]  # passed, failed, or only worth knowing (None)
 
@@ -36,17 +32,18 @@ def report(echo: Callable[[str], None]) -> bool:
 
 
 def findings() -> Iterator[Finding]:
-    """Devices, TF32, disk, addresses, weights, and the four-seed sample, in this order."""
+    """Versions, machine settings, devices, TF32, disk, addresses, weights and the four-seed sample, in this order."""
     yield True, f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} CPU threads"
+    settings = asdict(machine())
+    yield True, f"{FILE} and variables: " + ", ".join(f"{key} {value}" for key, value in settings.items() if value)
     yield from _devices()
     free = shutil.disk_usage(".").free / 1e9
     yield free > 2, f"{free:.0f} GB free here (the default study takes 1 GB)"
-    for address in ADDRESSES:
-        yield _reachable(address)
-    yield from _weights()
-    yield _golden_sample("cpu")
-    if torch.cuda.is_available():
-        yield _golden_sample("cuda")
+    yield from [(None, "offline: nothing is downloaded")] if settings["offline"] else map(_reachable, HOSTS)
+    for name in ("inception", "dinov2"):
+        path = weights.locate(name)
+        yield (True if path else None), f"{name} weights: {path or 'not here, fetched at first use'}"
+    yield from map(_golden_sample, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
 
 
 def _devices() -> Iterator[Finding]:
@@ -54,19 +51,13 @@ def _devices() -> Iterator[Finding]:
         yield None, "no CUDA device: the default study needs none, the ImageNet studies do"
         return
     for i in range(torch.cuda.device_count()):
-        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-        yield True, f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB"
-    yield (
-        None,
-        (
-            f"TF32 now: matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}; "
-            "the VAE and the detectors switch both off"
-        ),
-    )
+        device = torch.cuda.get_device_properties(i)
+        yield True, f"cuda:{i} {device.name}, {device.total_memory / 2**30:.0f} GiB"
+    now = f"matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}"
+    yield None, f"TF32 now: {now}; detectors switch both off, a study's vae_tf32 says it for the VAE"
 
 
-def _reachable(address: str) -> Finding:
-    host = urlparse(address).hostname or ""
+def _reachable(host: str) -> Finding:
     try:
         with socket.create_connection((host, 443), timeout=3):
             return True, f"{host} is reachable"
@@ -74,21 +65,13 @@ def _reachable(address: str) -> Finding:
         return None, f"{host} is out of reach ({err}): only the ImageNet studies download from it"
 
 
-def _weights() -> Iterator[Finding]:
-    from metrics.detectors import weights
-
-    for name in ("inception", "dinov2"):
-        found = weights.locate(name)
-        yield (True, f"{name} weights: {found}") if found else (None, f"{name} weights: not here, fetched at first use")
-
-
 def _golden_sample(device: str) -> Finding:
     """Sample four seeds of a small pair and compare with the authors' implementation (CPU noise on any device)."""
     if not GOLDEN.exists():
         return None, f"no golden sample at {GOLDEN}: run from a checkout"
     try:
-        main, guide = (prepare(snapshots.load(GOLDEN / f"{name}.pkl").network, device) for name in ("main", "guide"))
-        noise, labels = draw_inputs(main, SEEDS)
+        main, guide = (fold(snapshots.load(GOLDEN / f"{name}.pkl").network, device) for name in ("main", "guide"))
+        noise, labels = draw_inputs(main, range(1, 5))
         found = sample(main, noise.to(device), None if labels is None else labels.to(device), guide, 2.1).cpu()
     except InputError as err:
         return False, f"golden sample on {device}: {err}"

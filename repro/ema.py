@@ -1,4 +1,8 @@
-"""Power-function averages of network weights: tracking in training, post-hoc reconstruction of any length."""
+"""Power-function averages of network weights: tracking in training, post-hoc reconstruction of any length.
+
+The weights of an average at training time t are proportional to tau^gamma, 0 <= tau <= t (EDM2 eq. 121); its length is
+named by sigma_rel ("std"), the standard deviation of that profile relative to t.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -15,9 +19,6 @@ from metrics.files import InputError, sha256_file
 from repro import snapshots
 from repro.networks import Precond
 from repro.snapshots import Snapshot
-
-# Weights of an average at training time t are proportional to tau^gamma, 0 <= tau <= t (EDM2 eq. 121); its length is
-# named by sigma_rel ("std"), the standard deviation of that profile relative to t.
 
 
 def gamma_to_std(gamma: ArrayLike) -> NDArray[np.float64]:
@@ -64,22 +65,25 @@ def solve_coefficients(
     The least-squares fit of the averaging profiles; every column is then scaled to sum to 1, since weights
     average to weights. `out_nimg` and `out_std` broadcast against each other.
     """
+    coefficients = np.linalg.solve(*_products(in_nimg, in_std, out_nimg, out_std))
+    return coefficients / coefficients.sum(axis=0)
+
+
+def _products(
+    in_nimg: ArrayLike, in_std: ArrayLike, out_nimg: ArrayLike, out_std: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Inner products of the inputs with each other, [inputs, inputs], and with the outputs, [inputs, outputs]."""
     ti, si = np.broadcast_arrays(np.asarray(in_nimg), np.asarray(in_std))
     to, so = np.broadcast_arrays(np.atleast_1d(out_nimg), np.atleast_1d(out_std))
     gram = correlation(ti[:, None], si[:, None], ti[None, :], si[None, :])
-    target = correlation(ti[:, None], si[:, None], to[None, :], so[None, :])
-    coefficients = np.linalg.solve(gram, target)
-    return coefficients / coefficients.sum(axis=0)
+    return gram, correlation(ti[:, None], si[:, None], to[None, :], so[None, :])
 
 
 def profile_error(in_nimg: ArrayLike, in_std: ArrayLike, out_nimg: float, out_std: ArrayLike) -> NDArray[np.float64]:
     """Relative L2 error of the profiles that `solve_coefficients` can build from stored averages, one per output."""
-    ti, si = np.broadcast_arrays(np.asarray(in_nimg), np.asarray(in_std))
-    so = np.atleast_1d(np.asarray(out_std, dtype=np.float64))
-    x = solve_coefficients(ti, si, out_nimg, so)
-    gram = correlation(ti[:, None], si[:, None], ti[None, :], si[None, :])
-    cross = correlation(ti[:, None], si[:, None], out_nimg, so[None, :])
-    norm = correlation(out_nimg, so, out_nimg, so)
+    gram, cross = _products(in_nimg, in_std, out_nimg, out_std)
+    x = solve_coefficients(in_nimg, in_std, out_nimg, out_std)
+    norm = correlation(out_nimg, np.atleast_1d(out_std), out_nimg, np.atleast_1d(out_std))
     squared = norm - 2 * np.sum(x * cross, axis=0) + np.sum(x * (gram @ x), axis=0)
     return np.sqrt(np.maximum(squared, 0) / norm)
 
@@ -124,10 +128,9 @@ def snapshot_time(path: str | Path) -> tuple[int, float]:
     Raises InputError where neither tells.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        metadata = snapshots.read_metadata(path)
-        if "nimg" in metadata and "ema_std" in metadata:
-            return int(metadata["nimg"]), float(metadata["ema_std"])
+    metadata = snapshots.read_metadata(path) if path.suffix == ".safetensors" else {}
+    if "nimg" in metadata and "ema_std" in metadata:
+        return int(metadata["nimg"]), float(metadata["ema_std"])
     name = snapshots.parse_name(path.name)
     if name is None:
         raise InputError(f"{path}: expected a snapshot named RUN-KIMG-STD, as in net-0134217-0.100.pkl")
@@ -144,15 +147,13 @@ def reconstruct(
     and rounded to float16, the precision in which networks are stored. `out_nimg` must be the time of one of the
     inputs (None: the latest); later inputs and those at 0 images are not used.
 
-    Raises InputError when no input lies at `out_nimg`, when two inputs coincide, or when networks differ in shape.
+    Raises InputError when no input lies at `out_nimg`, two inputs coincide, or networks differ in shape.
     """
     times = {Path(path): snapshot_time(path) for path in paths}
     available = sorted({nimg for nimg, _ in times.values() if nimg > 0})
-    if not available:
-        raise InputError("post-hoc EMA needs at least one snapshot taken after the start of training, found none")
-    target = available[-1] if out_nimg is None else out_nimg
+    target = max(available, default=0) if out_nimg is None else out_nimg
     if target not in available:
-        raise InputError(f"no snapshot at {target} images; there are snapshots at {available}")
+        raise InputError(f"no snapshot at {target} images, expected one after 0; there are snapshots at {available}")
     inputs = sorted((time, path) for path, time in times.items() if 0 < time[0] <= target)
     if len({time for time, _ in inputs}) < len(inputs):
         raise InputError("two snapshots have the same number of images and EMA length; name each once")

@@ -4,7 +4,6 @@ Every layer preserves the expected magnitude of its input, so that activations, 
 their size through training. Equation numbers are those of arXiv:2312.02696v2.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -38,7 +37,7 @@ def normalize(x: Tensor, dim: Sequence[int] | None = None, eps: float = 1e-4) ->
 
     The norm is taken in float32 (float64 for float64 input); the result has the dtype of `x`.
     """
-    dims = list(range(1, x.ndim)) if dim is None else list(dim)
+    dims = list(range(1, x.ndim) if dim is None else dim)
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
     norm = torch.add(eps, norm, alpha=math.sqrt(norm.numel() / x.numel()))
@@ -64,11 +63,9 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 def resample(x: Tensor, mode: str) -> Tensor:
     """Resample [N, C, H, W] by the [1, 1] box filter: `keep`, `down` (mean of 2x2) or `up` (repeat)."""
-    if mode == "keep":
-        return x
     if mode == "down":
         return F.avg_pool2d(x, 2)
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    return F.interpolate(x, scale_factor=2, mode="nearest") if mode == "up" else x
 
 
 class MPFourier(nn.Module):
@@ -92,21 +89,16 @@ class MPConv(nn.Module):
     """Magnitude-preserving convolution, or linear layer where `kernel` is empty (eq. 47), without bias.
 
     In training mode the stored weight is overwritten with its normalised value before use (forced weight
-    normalisation, eq. 66). `fold` replaces it by the scaled weight once and for all, for inference.
+    normalisation, eq. 66).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
-        self.folded = False
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        w = self.weight if self.folded else self.scaled_weight(gain)
-        w = w.to(x.dtype)
-        if w.ndim == 2:
-            return x @ w.t()
-        return F.conv2d(x, w, padding=w.shape[-1] // 2)
+        return convolve(x, self.scaled_weight(gain))
 
     def scaled_weight(self, gain: Tensor | float = 1.0) -> Tensor:
         """Weight of unit magnitude per output, times gain / sqrt(fan-in)."""
@@ -117,14 +109,11 @@ class MPConv(nn.Module):
             w = self.weight.to(w.dtype)
         return normalize(w) * (gain / math.sqrt(w[0].numel()))
 
-    @torch.no_grad()
-    def fold(self, gain: Tensor | float = 1.0, half: bool = False) -> None:
-        """Make this layer inference-only: what `forward` multiplies with is computed here, once."""
-        w = self.scaled_weight(gain)
-        if w.ndim == 4:
-            w = w.to(torch.float16 if half else w.dtype).contiguous(memory_format=torch.channels_last)
-        self.weight = nn.Parameter(w, requires_grad=False)
-        self.folded = True
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """A convolution without bias that keeps the size, or a linear layer, in the dtype of `x`."""
+    w = weight.to(x.dtype)
+    return x @ w.t() if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
 
 
 class Block(nn.Module):
@@ -150,11 +139,9 @@ class Block(nn.Module):
         self.resample_mode = resample_mode
         self.num_heads = out_channels // channels_per_head if attention else 0
         self.dropout = dropout
-        self.inference_dropout: InferenceDropout | None = None
         self.res_balance = res_balance
         self.attn_balance = attn_balance
         self.clip_act = clip_act
-        self.folded = False
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out_channels if flavor == "enc" else in_channels, out_channels, (3, 3))
         self.emb_linear = MPConv(emb_channels, out_channels)
@@ -164,8 +151,6 @@ class Block(nn.Module):
         self.attn_proj = MPConv(out_channels, out_channels, (1, 1)) if self.num_heads else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.folded:
-            return self.infer(x, emb)
         x = resample(x, self.resample_mode)
         if self.flavor == "enc":
             if self.conv_skip is not None:
@@ -193,73 +178,6 @@ class Block(nn.Module):
         q, k, v = (z.transpose(2, 3) for z in normalize(y, dim=[2]).unbind(3))  # each [N, heads, HW, c]
         y = F.scaled_dot_product_attention(q, k, v)  # scale 1 / sqrt(c)
         return y.transpose(2, 3).reshape(n, -1, h, w)
-
-    @torch.no_grad()
-    def fold(self, half: bool = False) -> None:
-        """Make this block inference-only: every constant factor moves into the weight behind it."""
-        self.conv_res0.fold(1 / SILU_MAGNITUDE, half)
-        self.emb_linear.fold(self.emb_gain)
-        self.conv_res1.fold(_blend(self.res_balance)[1] / SILU_MAGNITUDE, half)
-        if self.conv_skip is not None:
-            self.conv_skip.fold(_blend(self.res_balance)[0] if self.flavor == "dec" else 1.0, half)
-        if self.attn_qkv is not None and self.attn_proj is not None:
-            self.attn_qkv.fold(1.0, half)
-            w = self.attn_qkv.weight  # reorder the outputs: heads x channels x 3 -> 3 x heads x channels
-            split = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
-            split = split.contiguous(memory_format=torch.channels_last)
-            self.attn_qkv.weight = nn.Parameter(split, requires_grad=False)
-            self.attn_proj.fold(_blend(self.attn_balance)[1], half)
-        self.folded = True
-
-    def infer(self, x: Tensor, emb: Tensor) -> Tensor:
-        """`forward` of a folded block: the same function with the constants gone into the weights."""
-        x = resample(x, self.resample_mode)
-        if self.flavor == "enc":
-            if self.conv_skip is not None:
-                x = self.conv_skip(x)
-            x = normalize(x, dim=[1])
-
-        y = self.conv_res0(F.silu(x))
-        c = self.emb_linear(emb) + 1
-        y = F.silu(y.mul_(c[:, :, None, None].to(y.dtype)), inplace=True)
-        if self.inference_dropout is not None:
-            y = self.inference_dropout(y)
-        y = self.conv_res1(y)
-
-        if self.flavor == "dec" and self.conv_skip is not None:
-            x = y.add_(self.conv_skip(x))
-        else:
-            x = y.add_(x, alpha=_blend(self.res_balance)[0])
-        if self.attn_qkv is not None and self.attn_proj is not None:
-            y = self.attn_proj(self.attend_folded(self.attn_qkv(x)))
-            x = y.add_(x, alpha=_blend(self.attn_balance)[0])
-        return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
-
-    def attend_folded(self, qkv: Tensor) -> Tensor:
-        """`attend` on channels that come as 3 x heads x channels: in channels-last memory all views are free."""
-        n, _, h, w = qkv.shape
-        y = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, self.num_heads, -1)
-        q, k, v = normalize(y, dim=[4]).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, c]
-        y = F.scaled_dot_product_attention(q, k, v)
-        return y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
-
-
-def _blend(t: float) -> tuple[float, float]:
-    """Factors of a and b in mp_sum(a, b, t)."""
-    norm = math.sqrt((1 - t) ** 2 + t**2)
-    return (1 - t) / norm, t / norm
-
-
-class InferenceDropout:
-    """Dropout that acts at inference only, drawing from a generator of its own (never the global one)."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self.generator: torch.Generator | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
 
 
 class UNet(nn.Module):
@@ -294,32 +212,29 @@ class UNet(nn.Module):
         def block(cin: int, cout: int, flavor: str, **kwargs: Any) -> Block:
             return Block(cin, cout, emb_width, flavor, **kwargs, **block_kwargs)
 
-        self.enc = nn.ModuleDict()
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        levels = [(img_resolution >> level, width) for level, width in enumerate(widths)]
         cout = img_channels + 1  # the image and a constant channel that stands in for biases
-        for level, width in enumerate(widths):
-            name = f"{img_resolution >> level}x{img_resolution >> level}"
-            attention = img_resolution >> level in attn_resolutions
-            if level == 0:
-                self.enc[f"{name}_conv"] = MPConv(cout, width, (3, 3))
+        for res, width in levels:
+            if res == img_resolution:
+                self.enc[f"{res}x{res}_conv"] = MPConv(cout, width, (3, 3))
                 cout = width
             else:
-                self.enc[f"{name}_down"] = block(cout, cout, "enc", resample_mode="down")
+                self.enc[f"{res}x{res}_down"] = block(cout, cout, "enc", resample_mode="down")
             for i in range(num_blocks):
-                self.enc[f"{name}_block{i}"] = block(cout, width, "enc", attention=attention)
+                self.enc[f"{res}x{res}_block{i}"] = block(cout, width, "enc", attention=res in attn_resolutions)
                 cout = width
 
-        self.dec = nn.ModuleDict()
         skips = [int(module.out_channels) for module in self.enc.values()]  # type: ignore[arg-type]
-        for level, width in reversed(list(enumerate(widths))):
-            name = f"{img_resolution >> level}x{img_resolution >> level}"
-            attention = img_resolution >> level in attn_resolutions
-            if level == len(widths) - 1:
-                self.dec[f"{name}_in0"] = block(cout, cout, "dec", attention=True)
-                self.dec[f"{name}_in1"] = block(cout, cout, "dec")
+        for res, width in reversed(levels):
+            if res == levels[-1][0]:
+                self.dec[f"{res}x{res}_in0"] = block(cout, cout, "dec", attention=True)
+                self.dec[f"{res}x{res}_in1"] = block(cout, cout, "dec")
             else:
-                self.dec[f"{name}_up"] = block(cout, cout, "dec", resample_mode="up")
+                self.dec[f"{res}x{res}_up"] = block(cout, cout, "dec", resample_mode="up")
             for i in range(num_blocks + 1):
-                self.dec[f"{name}_block{i}"] = block(cout + skips.pop(), width, "dec", attention=attention)
+                cin = cout + skips.pop()
+                self.dec[f"{res}x{res}_block{i}"] = block(cin, width, "dec", attention=res in attn_resolutions)
                 cout = width
         self.out_conv = MPConv(cout, img_channels, (3, 3))
 
@@ -331,8 +246,8 @@ class UNet(nn.Module):
 
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         skips = []
-        for module in self.enc.values():
-            x = module(x) if isinstance(module, MPConv) else module(x, emb)
+        for name, module in self.enc.items():
+            x = module(x) if name.endswith("conv") else module(x, emb)
             skips.append(x)
         for name, module in self.dec.items():
             if "block" in name:
@@ -373,15 +288,9 @@ class Precond(nn.Module):
         self.label_dim = label_dim
         self.use_fp16 = use_fp16
         self.sigma_data = sigma_data
-        self.init_kwargs: dict[str, Any] = dict(
-            img_resolution=img_resolution,
-            img_channels=img_channels,
-            label_dim=label_dim,
-            use_fp16=use_fp16,
-            sigma_data=sigma_data,
-            logvar_channels=logvar_channels,
-            **unet_kwargs,
-        )
+        data = {"img_resolution": img_resolution, "img_channels": img_channels, "label_dim": label_dim}
+        own = {"use_fp16": use_fp16, "sigma_data": sigma_data, "logvar_channels": logvar_channels}
+        self.init_kwargs: dict[str, Any] = data | own | unet_kwargs
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
@@ -394,17 +303,13 @@ class Precond(nn.Module):
         force_fp32: bool = False,
         return_logvar: bool = False,
     ) -> Any:
-        """Denoise.
+        """Denoised images [N, C, H, W] float32; with `return_logvar` also the log variance u(sigma), [N, 1, 1, 1].
 
         Args:
             x: noisy images, [N, C, H, W] float.
             sigma: noise level, scalar or [N] (any trailing axes of size 1), in the units of `x`.
             class_labels: [N, label_dim] one-hot; None means the zero vector, as published.
             force_fp32: never use float16.
-            return_logvar: also return the log variance u(sigma), [N, 1, 1, 1].
-
-        Returns:
-            denoised images, [N, C, H, W] float32; with `return_logvar` a pair.
         """
         x = x.to(torch.float32)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
@@ -412,42 +317,20 @@ class Precond(nn.Module):
         if self.label_dim:
             labels = torch.zeros([1, self.label_dim], device=x.device) if class_labels is None else class_labels
             labels = labels.to(torch.float32).reshape(-1, self.label_dim)
-        fp16 = self.use_fp16 and x.device.type == "cuda"
-        dtype = torch.float32 if force_fp32 else self.precision or (torch.float16 if fp16 else torch.float32)
+        dtype = torch.float32 if force_fp32 else self.dtype(x.device)
 
         c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         c_out = sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
         c_in = 1 / (self.sigma_data**2 + sigma**2).sqrt()
         c_noise = sigma.flatten().log() / 4
 
-        x_in = (c_in * x).to(dtype)
-        F_x = self.unet(x_in, c_noise, labels)
+        F_x = self.unet((c_in * x).to(dtype), c_noise, labels)
         D_x = c_skip * x + c_out * F_x.to(torch.float32)
         if not return_logvar:
             return D_x
         return D_x, self.logvar_linear(self.logvar_fourier(c_noise)).reshape(-1, 1, 1, 1)
 
-    def share_weights(self) -> "Precond":
-        """A copy of the module tree whose parameters and buffers are the very same tensors."""
-        tensors = [*self.parameters(), *self.buffers()]
-        return copy.deepcopy(self, memo={id(t): t for t in tensors})
-
-
-@torch.no_grad()
-def prepare(network: Precond, device: torch.device | str = "cpu") -> Precond:
-    """An inference-only copy of `network` on `device`, with everything folded that is the same at every step.
-
-    Weight normalisation, fan-in scaling and learned gains go into the weights, which are stored in the
-    dtype they are used in. The original is left as it was. Outputs are the same within rounding.
-    """
-    folded = network.share_weights().eval().requires_grad_(False)
-    half = network.use_fp16 and torch.device(device).type == "cuda"
-    for module in folded.modules():
-        if isinstance(module, Block) and not module.folded:
-            module.fold(half)
-    if not folded.unet.out_conv.folded:
-        folded.unet.out_conv.fold(folded.unet.out_gain, half)
-    for module in folded.modules():
-        if isinstance(module, MPConv) and not module.folded:
-            module.fold(1.0, half)
-    return folded.to(device)
+    def dtype(self, device: torch.device | str) -> torch.dtype:
+        """What the U-Net computes in on a device."""
+        half = self.use_fp16 and torch.device(device).type == "cuda"
+        return self.precision or (torch.float16 if half else torch.float32)

@@ -8,41 +8,10 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError
-from repro.guidance import guided, noise_levels
+from repro import schedules
+from repro.guidance import guided
 from repro.networks import Denoiser
-
-
-class SeedStreams:
-    """One random stream per seed, so that a sample depends on its seed alone.
-
-    Args:
-        device: where the numbers are drawn; CPU and CUDA streams differ.
-        seeds: one per sample; taken modulo 2^32.
-    """
-
-    def __init__(self, device: torch.device | str, seeds: Sequence[int]) -> None:
-        self.device = torch.device(device)
-        self.seeds = [int(seed) for seed in seeds]
-        self.generators = [torch.Generator(self.device).manual_seed(seed % 2**32) for seed in self.seeds]
-
-    def randn(self, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Unit normal numbers [len(seeds), ...]."""
-        self._check(size)
-        draws = [torch.randn(size[1:], generator=g, device=self.device, dtype=dtype) for g in self.generators]
-        return torch.stack(draws)
-
-    def randn_like(self, x: Tensor) -> Tensor:
-        """Unit normal numbers with the shape and dtype of `x`."""
-        return self.randn(x.shape, dtype=x.dtype)
-
-    def randint(self, high: int, size: Sequence[int]) -> Tensor:
-        """Integers in [0, high), int64 [len(seeds), ...]."""
-        self._check(size)
-        return torch.stack([torch.randint(high, size[1:], generator=g, device=self.device) for g in self.generators])
-
-    def _check(self, size: Sequence[int]) -> None:
-        if size[0] != len(self.generators):
-            raise ValueError(f"size[0] is {size[0]}, expected one per seed: {len(self.generators)}")
+from repro.streams import SeedStreams as SeedStreams
 
 
 class NonFiniteError(RuntimeError):
@@ -78,6 +47,7 @@ def sample(
     guide: Denoiser | Sequence[Denoiser] | None = None,
     guidance: float | Sequence[float] = 1.0,
     interval: tuple[int, int] | None = None,
+    rule: str = "linear",
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -97,17 +67,15 @@ def sample(
         labels: one-hot [N, label_dim]; required where `network` is conditional.
         guide: guiding network, or several.
         guidance: weight w; one per guide where there are several. 1 = no guidance.
-        interval: (first, last) sampler steps that are guided, inclusive; None = all. Both Heun evaluations of
-            a step follow the same decision.
+        interval: (first, last) sampler steps that are guided, in both evaluations, inclusive; None = all.
+        rule: how answers are combined, a name of `repro.guidance.RULES`.
         num_steps: N; the networks are evaluated 2N - 1 times.
         sigma_min, sigma_max, rho: noise schedule.
         S_churn, S_min, S_max, S_noise: stochasticity (EDM Algorithm 2); 0 = deterministic.
         dtype: arithmetic of the solver; networks run in their own precision.
         randn_like: source of churn noise.
 
-    Raises:
-        InputError: labels missing, or guide and guidance do not fit together.
-        NonFiniteError: latents overflowed.
+    Raises InputError where labels are missing, or guide and guidance do not fit together; NonFiniteError on overflow.
     """
     guides, weights = _pair_guides(guide, guidance)
     if network.label_dim and labels is None:
@@ -115,21 +83,21 @@ def sample(
     if labels is None and any(g.label_dim for g in guides):
         raise InputError("a conditional guide needs labels, and the main network has none")
     plain = guided(network, labels, dtype=dtype)
-    steered = guided(network, labels, guides, weights, dtype)
+    steered = guided(network, labels, guides, weights, rule, dtype)
 
-    t_steps = noise_levels(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
-    churn = _churn_factors(t_steps, S_churn, S_min, S_max)
+    t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    most = min(S_churn / num_steps, math.sqrt(2) - 1)
+    churn = [most if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]  # gamma_i of Algorithm 2
     failed_at = torch.full([len(noise)], -1, device=noise.device)
     x_next = noise.to(dtype) * t_steps[0]
     for i, (t_cur, t_next) in enumerate(itertools.pairwise(t_steps)):
         denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
 
         # Raise the noise level a little, where there is churn.
+        t_hat, x_hat = t_cur, x_next
         if churn[i] > 0:
             t_hat = t_cur + churn[i] * t_cur
             x_hat = x_next + (t_hat**2 - t_cur**2).sqrt() * S_noise * randn_like(x_next)
-        else:
-            t_hat, x_hat = t_cur, x_next
 
         # Euler step.
         d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
@@ -155,17 +123,8 @@ def _pair_guides(
 ) -> tuple[list[Denoiser], list[float]]:
     guides = [] if guide is None else list(guide) if isinstance(guide, Sequence) else [guide]
     weights = [float(w) for w in guidance] if isinstance(guidance, Sequence) else [float(guidance)]
-    if not guides:
-        if any(w != 1 for w in weights):
-            raise InputError(f"guidance weight {guidance} without a guide would do nothing; give a guide or weight 1")
-        weights = []
-    if len(guides) != len(weights):
+    if not guides and any(w != 1 for w in weights):
+        raise InputError(f"guidance weight {guidance} without a guide would do nothing; give a guide or weight 1")
+    if guides and len(guides) != len(weights):
         raise InputError(f"{len(guides)} guides but {len(weights)} guidance weights; expected one weight each")
-    return guides, weights
-
-
-def _churn_factors(t_steps: Tensor, S_churn: float, S_min: float, S_max: float) -> list[float]:
-    """gamma_i of EDM Algorithm 2, one per step."""
-    num_steps = len(t_steps) - 1
-    gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
-    return [gamma if S_churn > 0 and S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]
+    return guides, weights[: len(guides)]

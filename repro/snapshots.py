@@ -2,25 +2,27 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from metrics.files import NUMPY_GLOBALS, Inert, InputError, atomic_write, load_pickle, load_state_dict, sha256_file
-from metrics.files.tensors import load_nested_tensors, rebuild_tensor
+from metrics.files import InputError, atomic_write, explained, sha256_file
+from metrics.files.pickles import NUMPY_GLOBALS, Inert, load_pickle
+from metrics.files.tensors import first, load_nested_tensors, load_state_dict, rebuild_tensor
 from repro import encoders
-from repro.encoders import Encoder, RGBEncoder, StabilityVAEEncoder
+from repro.encoders import Encoder
 from repro.networks import Precond
 
 METADATA = "autoguidance"  # the one string that safetensors keeps beside the tensors
 MODULES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")  # classes that a published network is made of
+ENCODERS = {"StandardRGBEncoder": "rgb", "StabilityVAEEncoder": "vae"}
 MAX_DEPTH = 8  # of modules; a network has 3
 ARRAYS = (np.ndarray, np.generic)
 BOUNDS = {  # largest values of the construction arguments that decide how much is built
@@ -35,18 +37,12 @@ BOUNDS = {  # largest values of the construction arguments that decide how much 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network with its encoder.
-
-    `metadata` is JSON: nimg and ema_std where known, source_sha256 of the file it was read from, and whatever
-    its maker added.
-    """
+    """A network with its encoder."""
 
     network: Precond
     encoder: Encoder
     metadata: dict[str, Any]
-
-
-# --- File names ------------------------------------------------------------------------------------------------
+    """JSON: nimg and ema_std where known, source_sha256 of the file it was read from, and what its maker added."""
 
 
 class Name(NamedTuple):
@@ -81,23 +77,22 @@ def kimg_to_nimg(kimg: int) -> int:
     return -(-kimg * 1000 // 1024) * 1024
 
 
-# --- Reading and writing ---------------------------------------------------------------------------------------
-
-
 def load(path: str | Path) -> Snapshot:
     """Read a network file, .pkl as published or .safetensors; weights come as float32 on the CPU.
 
-    Raises:
-        InputError: naming file, key, expected and found, where anything is not as it should be.
+    InputError: anything is not as it should be; names file, key, expected and found.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such network file")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
     if path.suffix == ".pkl":
         return _load_published(path)
-    raise InputError(f"{path}: expected a .safetensors or .pkl file")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: expected a .safetensors or .pkl file")
+    metadata = read_metadata(path)
+    with explained(f"{path}: metadata cannot be used", "expected sound init_kwargs and encoder"):
+        init_kwargs, encoder = metadata.pop("init_kwargs"), encoders.build(metadata.pop("encoder"))
+    return Snapshot(_assemble(path, init_kwargs, load_state_dict(path)), encoder, metadata)
 
 
 def save(snapshot: Snapshot, path: str | Path) -> None:
@@ -116,49 +111,29 @@ def convert(source: str | Path, target: str | Path) -> None:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of a .safetensors network, construction arguments and encoder included, without its weights.
-
-    Raises:
-        InputError: broken file, or not a network saved by this toolkit.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA)
-        found = json.loads(text) if text is not None else None
-    except (SafetensorError, OSError, ValueError) as err:
-        raise InputError(f"{path}: not a sound safetensors file ({err})") from err
+    """Metadata of a .safetensors network, with construction arguments and encoder; InputError if it has none."""
+    with explained(f"{path}: not a sound safetensors file"), safe_open(path, "pt") as file:
+        found = json.loads((file.metadata() or {}).get(METADATA, "null"))
     if not isinstance(found, dict):
         raise InputError(f"{path}: no '{METADATA}' metadata; expected a network saved by this toolkit")
     return found
 
 
-def _load_safetensors(path: Path) -> Snapshot:
-    metadata = read_metadata(path)
-    try:
-        init_kwargs, encoder = metadata.pop("init_kwargs"), encoders.build(metadata.pop("encoder"))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise InputError(f"{path}: metadata cannot be used ({type(err).__name__}: {err})") from err
-    return Snapshot(_assemble(path, init_kwargs, load_state_dict(path)), encoder, metadata)
-
-
 def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Precond:
     """The network that `init_kwargs` describe with the given weights; nothing larger than the file is allocated."""
     _check_init_kwargs(path, init_kwargs)
-    try:
-        with torch.device("meta"):
-            network = Precond(**init_kwargs)
-    except Exception as err:
-        raise InputError(f"{path}: construction arguments do not build a network ({err})") from err
-    expected = network.state_dict()
-    for key, tensor in expected.items():
+    with explained(f"{path}: construction arguments do not build a network"), torch.device("meta"):
+        network = Precond(**init_kwargs)
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    for key, shape in shapes.items():
         if key not in tensors:
-            raise InputError(f"{path}: {key} is missing; expected shape {list(tensor.shape)}")
-        if tensors[key].shape != tensor.shape:
-            raise InputError(f"{path}: {key} has shape {list(tensors[key].shape)}, expected {list(tensor.shape)}")
-        if not tensors[key].is_floating_point() or not tensors[key].float().isfinite().all():
-            raise InputError(f"{path}: {key} ({tensors[key].dtype}), expected finite floating-point numbers")
-    extra = tensors.keys() - expected.keys()
-    if extra:
+            raise InputError(f"{path}: {key} is missing; expected shape {shape}")
+        tensor = tensors[key]
+        if list(tensor.shape) != shape:
+            raise InputError(f"{path}: {key} has shape {list(tensor.shape)}, expected {shape}")
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise InputError(f"{path}: {key} ({tensor.dtype}), expected finite floating-point numbers")
+    if extra := tensors.keys() - shapes.keys():
         raise InputError(f"{path}: {min(extra)} has no place in this network")
     network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
@@ -182,9 +157,6 @@ def _brief(value: Any) -> str:
     return repr(value)[:80] if isinstance(value, int | float | str | None) else f"of type {type(value).__name__}"
 
 
-# --- Published pickles -----------------------------------------------------------------------------------------
-
-
 class _Object(NamedTuple):
     """Inert record of an object with embedded source; the source is dropped unread."""
 
@@ -198,16 +170,12 @@ def _persistent_object(meta: Any) -> _Object:
     return _Object(str(meta.get("class_name")), meta["state"])
 
 
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
 def _load_published(path: Path) -> Snapshot:
     allowed: dict[tuple[str, str], Any] = NUMPY_GLOBALS | {
         ("dnnlib.util", "EasyDict"): dict,
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
         ("collections", "OrderedDict"): dict,
-        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_parameter"): first,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
         ("torch.nn.modules.container", "ModuleDict"): Inert,
         ("torch.storage", "_load_from_bytes"): lambda data: load_nested_tensors(data, str(path)),
@@ -218,17 +186,15 @@ def _load_published(path: Path) -> Snapshot:
     network = tree["ema"]
     if network.class_name != "Precond":
         raise InputError(f"{path}: the network's class is {network.class_name}, expected Precond")
-    tensors: dict[str, Tensor] = {}
-    _collect(path, network, "", tensors, set())
-    precond = _assemble(path, _arguments(path, network), tensors)
-    name = parse_name(path.name)
-    known = {} if name is None else {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std}
-    metadata = known | {"source_sha256": sha256_file(path)}
+    precond = _assemble(path, _arguments(path, network), dict(_tensors(path, network, "", set())))
+    metadata: dict[str, Any] = {"source_sha256": sha256_file(path)}
+    if (name := parse_name(path.name)) is not None:
+        metadata |= {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std}
     return Snapshot(precond, _published_encoder(path, tree.get("encoder")), metadata)
 
 
-def _collect(path: Path, module: Any, prefix: str, tensors: dict[str, Tensor], seen: set[int]) -> None:
-    """Add the parameters and buffers of an inert module tree to `tensors` by name."""
+def _tensors(path: Path, module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of the parameters and buffers of an inert module tree."""
     name = prefix.rstrip(".") or "the network"
     if isinstance(module, _Object) and module.class_name not in MODULES:
         raise InputError(f"{path}: {name} is of class {module.class_name}, expected one of {', '.join(MODULES)}")
@@ -245,13 +211,11 @@ def _collect(path: Path, module: Any, prefix: str, tensors: dict[str, Tensor], s
         if not isinstance(members, dict):
             raise InputError(f"{path}: {kind} of {name} is {type(members).__name__}, expected a mapping")
         for key, value in members.items():
-            if value is None:
-                continue
-            if kind == "_modules":
-                _collect(path, value, f"{prefix}{key}.", tensors, seen)
+            if kind == "_modules" and value is not None:
+                yield from _tensors(path, value, f"{prefix}{key}.", seen)
             elif isinstance(value, Tensor):
-                tensors[f"{prefix}{key}"] = value
-            else:
+                yield f"{prefix}{key}", value
+            elif value is not None:
                 raise InputError(f"{path}: {prefix}{key} is {type(value).__name__}, expected a tensor")
 
 
@@ -269,20 +233,14 @@ def _arguments(path: Path, found: _Object) -> dict[str, Any]:
 
 
 def _published_encoder(path: Path, encoder: Any) -> Encoder:
-    if not isinstance(encoder, _Object) or encoder.class_name not in ("StandardRGBEncoder", "StabilityVAEEncoder"):
+    if not isinstance(encoder, _Object) or encoder.class_name not in ENCODERS:
         found = getattr(encoder, "class_name", type(encoder).__name__)
-        raise InputError(f"{path}: the encoder is {found}, expected StandardRGBEncoder or StabilityVAEEncoder")
+        raise InputError(f"{path}: the encoder is {found}, expected {' or '.join(ENCODERS)}")
     arguments = _arguments(path, encoder)
-    if encoder.class_name == "StandardRGBEncoder":
-        if arguments:
-            raise InputError(f"{path}: StandardRGBEncoder has arguments {sorted(arguments)}, expected none")
-        return RGBEncoder()
-    try:
-        built = StabilityVAEEncoder(**arguments)
-    except Exception as err:
-        raise InputError(f"{path}: encoder arguments {sorted(arguments)} cannot be used ({err})") from err
-    for key, expected in (("scale", built.scale), ("bias", built.bias)):
-        stored = encoder.state.get(key)
+    with explained(f"{path}: arguments {sorted(arguments)} of {encoder.class_name} cannot be used"):
+        built = encoders.build(arguments | {"kind": ENCODERS[encoder.class_name]})
+    for key in ("scale", "bias") if built.kind == "vae" else ():
+        stored, expected = encoder.state.get(key), getattr(built, key)
         if not isinstance(stored, ARRAYS) or stored.shape != expected.shape or not np.allclose(stored, expected):
             raise InputError(f"{path}: the encoder's {key} is {stored}, expected {expected.tolist()}")
     return built

@@ -1,62 +1,227 @@
-"""YAML as typed settings, strictly: unknown and missing keys are errors that name the key and the nearest valid one."""
+"""YAML as typed settings, strictly, and the digest of settings.
 
+Unknown and missing keys, duplicate keys and values of another type are errors that name the key and the nearest valid
+one. A field of a dataclass that is marked `inline()` is written among the keys of the one that holds it.
+"""
+
+import contextlib
 import dataclasses
-import difflib
+import hashlib
+import json
+import math
+import re
 import types
 import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from metrics.files import InputError
+import yaml
+
+from metrics.files import InputError, explained, nearest
+
+
+def inline() -> Any:
+    """Marks a field of a dataclass type whose own fields stand among its holder's keys."""
+    return dataclasses.field(metadata={"inline": True})
+
+
+@contextlib.contextmanager
+def located(where: str | Path) -> Iterator[None]:
+    """Let an InputError raised inside begin with the place `where`, unless that is empty."""
+    try:
+        yield
+    except InputError as err:
+        raise InputError(f"{where}: {err}" if where else str(err)) from None
+
+
+def finite(settings: Any, *names: str) -> None:
+    """Raise InputError unless each named field is a finite number, several such, or None."""
+    _check(settings, names, -math.inf, math.inf, "")
+
+
+def positive(settings: Any, *names: str) -> None:
+    """The same for finite numbers above 0."""
+    _check(settings, names, math.ulp(0.0), math.inf, " above 0")
+
+
+def within(settings: Any, low: float, high: float, *names: str) -> None:
+    """The same for finite numbers from `low` to `high`, which may be infinite."""
+    _check(settings, names, low, high, f" from {low} to {high}" if high < math.inf else f" of at least {low}")
+
+
+def _check(settings: Any, names: Sequence[str], low: float, high: float, bounds: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if number is not None and not (low <= number <= high and math.isfinite(number)):
+                raise InputError(f"{name} is {value}, expected a finite number{bounds}")
 
 
 def build(cls: Any, value: Any, where: str = "") -> Any:
-    """`value` from YAML as the annotated type `cls`, strictly: dataclasses, dict, list, unions and scalars."""
+    """`value` from YAML as the annotated type `cls`: dataclasses, dict, list, tuple, unions, literals and scalars.
+
+    Raises InputError naming the key (`where`), what was found and what was expected.
+    """
     origin, args = typing.get_origin(cls), typing.get_args(cls)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return build(next(arg for arg in args if arg is not type(None)), value, where)
+        return _build_union(args, value, where)
     if dataclasses.is_dataclass(cls):
         return _build_dataclass(cls, value, where)
+    if origin in (list, tuple):
+        return _build_sequence(origin, args, value, where)
     if origin is dict:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: expected a mapping, found {value!r}")
-        return {str(key): build(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin in (list, tuple):
-        if not isinstance(value, list):
-            raise InputError(f"{where}: expected a list, found {value!r}")
-        items = [build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return items if origin is list else tuple(items)
+            raise InputError(f"{where}: expected a mapping, found {_brief(value)}")
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{where}: key {_brief(key)} is no text; write it in quotes")
+        return {build(args[0], key, where): build(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(f"{where}: {_brief(value)} is unknown{nearest(str(value), args)}")
+        return value
     if cls is Any:
         return value
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
-        raise InputError(f"{where}: expected {cls.__name__}, found {value!r}")
+        raise InputError(f"{where}: expected {cls.__name__}, found {_brief(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        raise InputError(f"{where}: expected a number, found NaN")
     return value
+
+
+def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    """The first member of a union that takes the value; the first one's complaint where none does."""
+    if value is None and type(None) in args:
+        return None
+    complaints = []
+    for arg in args:
+        if arg is not type(None):
+            try:
+                return build(arg, value, where)
+            except InputError as err:
+                complaints.append(err)
+    raise complaints[0]
+
+
+def _build_sequence(origin: Any, args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{where}: expected a list, found {_brief(value)}")
+    kinds = [args[0]] * len(value) if origin is list or args[-1] is Ellipsis else list(args)
+    if len(value) != len(kinds):
+        raise InputError(f"{where}: expected {len(kinds)} values, found {len(value)}")
+    return origin(build(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise InputError(f"{where or 'the file'}: expected a mapping, found {type(value).__name__}")
-    hints = typing.get_type_hints(cls)
-    names = {f.name: f for f in dataclasses.fields(cls)}
-    prefix = f"{where}." if where else ""
+        raise InputError(f"{where or 'the file'}: expected a mapping, found {_brief(value)}")
+    prefix, known, hints = f"{where}." if where else "", _keys(cls), typing.get_type_hints(cls)
     for key in value:
-        if key not in names:
-            raise InputError(f"unknown key {prefix}{key}{nearest(str(key), names)}")
-    for name, f in names.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if key not in known:
+            raise InputError(f"unknown key {prefix}{key}{nearest(str(key), known)}")
+    for name, required in known.items():
         if required and name not in value:
             raise InputError(f"missing key {prefix}{name}")
-    arguments = {key: build(hints[key], item, f"{prefix}{key}") for key, item in value.items()}
-    try:
+    arguments = {}
+    for f in dataclasses.fields(cls):
+        if f.metadata.get("inline"):
+            inner = _keys(hints[f.name])
+            arguments[f.name] = build(hints[f.name], {k: v for k, v in value.items() if k in inner}, where)
+        elif f.name in value:
+            arguments[f.name] = build(hints[f.name], value[f.name], f"{prefix}{f.name}")
+    with located(where):
         return cls(**arguments)
-    except InputError as err:
-        raise InputError(f"{prefix.rstrip('.')}: {err}" if where else str(err)) from None
 
 
-def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """End of a message about an unknown `key`: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known)) or 'none'}"
+def _keys(cls: Any) -> dict[str, bool]:
+    """The keys of a dataclass in YAML, those of inline fields included -> whether they must be there."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, bool] = {}
+    for f in dataclasses.fields(cls):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        found |= _keys(hints[f.name]) if f.metadata.get("inline") else {f.name: required}
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which of two equal keys would silently keep the last, and this one refuses."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in seen:
+                raise InputError(f"key {_brief(key.value)} occurs twice (line {key.start_mark.line + 1})")
+            seen.add(key.value)
+    loader.flatten_mapping(node)
+    return dict(loader.construct_mapping(node))
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+EXPONENT = re.compile(r"[-+]?\d*\.?\d+[eE][-+]?\d+$")  # YAML 1.2, and DVC with it, takes 1e-2 for a number
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+BROKEN = (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Content of a YAML file; raises InputError where it cannot be read, is no YAML, or names a key twice."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file")
+    with located(path), explained("not valid YAML", errors=BROKEN):
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+
+
+def load(cls: Any, path: str | Path) -> Any:
+    """A YAML file as the dataclass `cls`; raises InputError that names file and key."""
+    raw = read_yaml(path)
+    with located(path):
+        return build(cls, raw)
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` arguments of a command line as what `build` takes: `a.b=1` is {a: {b: 1}}, values are YAML.
+
+    `512Mi` is 512 x 2^20. Raises InputError for what is no such argument, and where a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        holder, _, name = key.rpartition(".")
+        inner = found.setdefault(holder, {}) if holder else found
+        if not name or not text or not isinstance(inner, dict) or name in inner:
+            raise InputError(f"'{pair}': expected KEY=VALUE, every key once")
+        count = re.fullmatch(r"(\d*\.?\d+)Mi", text)
+        with explained(f"'{pair}': the value is not valid YAML", errors=BROKEN):
+            inner[name] = round(float(count[1]) * 2**20) if count else yaml.load(text, Loader=_Loader)
+    return found
+
+
+def facts(settings: Any) -> Any:
+    """Settings in JSON's types, without the fields that have their default value.
+
+    So a field that is added later changes no digest of settings that leave it alone.
+    """
+    if dataclasses.is_dataclass(settings):
+        found = {}
+        for f in dataclasses.fields(settings):
+            value = getattr(settings, f.name)
+            if value != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory()):
+                found[f.name] = facts(value)
+        return found
+    if isinstance(settings, Mapping):
+        return {str(key): facts(value) for key, value in settings.items()}
+    return [facts(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def digest(*settings: Any) -> str:
+    """Hex sha256 of settings: dataclasses, and whatever JSON can say."""
+    return hashlib.sha256(json.dumps([facts(s) for s in settings], sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from metrics.detectors import dinov2, inception
-from metrics.files import InputError, one_line
+from metrics.detectors.dinov2 import DINOv2
+from metrics.detectors.inception import InceptionV3
+from metrics.detectors.weights import build
+from metrics.files import explained
+from metrics.names import SPACES, Name, Space
+from metrics.registry import Registry
 
 
 class Detector(Protocol):
@@ -29,40 +33,38 @@ class Detector(Protocol):
 
 
 Factory = Callable[..., Detector]
-_factories: dict[str, Factory] = {}
+DETECTORS: Registry[Factory] = Registry("detector")
 
 
-def register(name: str, factory: Factory) -> None:
-    """Make `load(name)` call `factory(weights=..., device=..., **options)`."""
-    _factories[name] = factory
+def register(
+    name: str,
+    factory: Factory,
+    distance: str | None = None,
+    label: str | None = None,
+    distance_name: Name | None = None,
+) -> None:
+    """Make `load(name)` call `factory(weights=..., device=..., **options)`; raises InputError if the name is taken.
 
-
-def names() -> list[str]:
-    """Names of all registered detectors."""
-    return sorted(_factories)
+    The Fréchet distance in its features is called `distance` in files, by default fd_NAME, and `distance_name` for
+    readers, by default FD_NAME; `label` is the detector's name for readers, by default NAME.
+    """
+    DETECTORS.register(name, factory)
+    SPACES.register(name, Space(label or name, distance or f"fd_{name}", distance_name or Name(f"FD_{name}", -1)))
 
 
 def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu", **options: Any) -> Detector:
-    """A detector by name, ready on `device`.
+    """A detector by name, ready on `device`, with `options` of its own, such as resize.
 
-    Args:
-        name: a registered name.
-        weights: file of its weights; None lets the detector find or fetch them.
-        device: where it runs.
-        options: of the detector, such as resize.
-
-    Raises:
-        InputError: unknown name or device, or weights that are missing or do not fit.
+    `weights` is a file of its weights; None lets the detector find or fetch them. Raises InputError on an unknown name
+    or device, and on weights that are missing or do not fit.
     """
-    if name not in _factories:
-        raise InputError(f"unknown detector '{name}', expected one of {', '.join(names())}")
-    try:
+    factory = DETECTORS[name]
+    with explained(f"device '{device}' cannot be used", "try cpu", (RuntimeError, AssertionError)):
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise InputError(f"device '{device}' cannot be used ({one_line(err)}); try cpu") from err
-    return _factories[name](weights=weights, device=device, **options)
+    return factory(weights=weights, device=device, **options)
 
 
-register("inception", inception.load)
-for _name in dinov2.HEADS:
-    register(_name, partial(dinov2.load, _name))
+register("inception", partial(build, InceptionV3, "inception"), "fid", "Inception", Name("FID", -1, 2))
+for _name, _label in {"dinov2": "DINOv2", "dinov2-b": "DINOv2-B", "dinov2-s": "DINOv2-S"}.items():
+    _distance = Name(f"FD_{_label}", -1, 2, rf"FD$_\mathrm{{{_label}}}$")
+    register(_name, partial(build, DINOv2, _name, name=_name), None, _label, _distance)

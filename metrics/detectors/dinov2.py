@@ -8,8 +8,6 @@ of the 37 x 37 training grid is interpolated to 16 x 16.
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detectors import weights as sources
-from metrics.detectors.precision import check_images, full_precision
-from metrics.files import InputError, load_state_dict
+from metrics.detectors.network import Network
+from metrics.files import InputError
 
 SIZE = 224
 PATCH = 14
@@ -30,24 +27,21 @@ NORM_EPS = 1e-6
 INTERPOLATE_OFFSET = 0.1
 """Added to the target size before the scale of the positional embedding is computed, as the released models do."""
 RESIZES = ("torch", "pil")
-HEADS = {"dinov2": 16, "dinov2-b": 12, "dinov2-s": 6}
-"""Registered names and their attention heads: ViT-L/14 (1,024 features), ViT-B/14 (768), ViT-S/14 (384)."""
-UNUSED = ("mask_token",)
 
 
-class DINOv2:
-    """A DINOv2 vision transformer, uint8 [N, 3, H, W] of any size -> class tokens [N, width].
+class DINOv2(Network):
+    """A DINOv2 vision transformer, uint8 [N, 3, H, W] of any size -> class tokens [N, width] after the final norm.
 
     Args:
         state_dict: the released names (`cls_token`, `blocks.0.attn.qkv.weight`, ...); width and depth are read off it.
-        num_heads: attention heads; None: width // 64.
+        num_heads: attention heads; None: width // 64, as in ViT-S/14, ViT-B/14 and ViT-L/14.
         resize: `torch` or `pil`, see the module.
         device: where it runs.
         dtype: of all arithmetic, the resize included (but PIL's); float64 is for reference values.
         name: what the tags call it.
 
-    Raises:
-        InputError: tensors that are missing or of another shape, heads that do not divide the width, unknown resize.
+    Raises InputError on tensors that are missing or of another shape, heads that do not divide the width, and another
+    resize.
     """
 
     def __init__(
@@ -61,30 +55,19 @@ class DINOv2:
     ) -> None:
         if resize not in RESIZES:
             raise InputError(f"resize '{resize}' of detector '{name}' is unknown, expected one of {', '.join(RESIZES)}")
-        state = {key: value for key, value in state_dict.items() if key not in UNUSED}
+        state = {key: value for key, value in state_dict.items() if key != "mask_token"}
         self.depth = _check_state(state, name)
-        self.name, self.dim, self.resize = name, state["cls_token"].shape[-1], resize
+        super().__init__(name, state, resize, device, dtype)
+        self.dim = state["cls_token"].shape[-1]
         self.num_heads = num_heads or self.dim // 64
         if self.num_heads < 1 or self.dim % self.num_heads:
             raise InputError(f"{self.num_heads} heads do not divide {name}'s width {self.dim}; give num_heads")
-        self.device, self.dtype = torch.device(device), dtype
         self.parameters = {key: value.to(self.device, dtype) for key, value in state.items()}
-        self.tags: Mapping[str, Any] = {
-            "detector": name,
-            "weights_sha256": sources.digest(state),
-            "resize": resize,
-            "dtype": str(dtype).removeprefix("torch."),
-            "tf32": "off",
-        }
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Class tokens after the final norm; raises InputError for anything but uint8 [N, 3, H, W]."""
-        check_images(self.name, images)
-        with full_precision():
-            x = self._resized(images) / 255
-            mean, std = (torch.tensor(v, dtype=self.dtype, device=self.device)[:, None, None] for v in (MEAN, STD))
-            return self._tokens((x - mean) / std)[:, 0]
+    def _prepared(self, images: Tensor) -> Tensor:
+        x = self._resized(images) / 255
+        mean, std = (torch.tensor(v, dtype=self.dtype, device=self.device)[:, None, None] for v in (MEAN, STD))
+        return (x - mean) / std
 
     def _resized(self, images: Tensor) -> Tensor:
         """Images squashed to [N, 3, 224, 224], values 0 to 255."""
@@ -95,8 +78,7 @@ class DINOv2:
             return images
         return F.interpolate(images, size=(SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True)
 
-    def _tokens(self, x: Tensor) -> Tensor:
-        """Normalised tokens [N, 1 + 256, width] of normalised images [N, 3, 224, 224]."""
+    def _features(self, x: Tensor) -> Tensor:
         p = self.parameters
         x = F.conv2d(x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=PATCH)
         x = x.flatten(2).transpose(1, 2)  # [N, 256, width]
@@ -105,7 +87,7 @@ class DINOv2:
             block = f"blocks.{i}"
             x = x + self._attention(self._norm(x, f"{block}.norm1"), f"{block}.attn") * p[f"{block}.ls1.gamma"]
             x = x + self._mlp(self._norm(x, f"{block}.norm2"), f"{block}.mlp") * p[f"{block}.ls2.gamma"]
-        return self._norm(x, "norm")
+        return self._norm(x, "norm")[:, 0]
 
     @cached_property
     def _positions(self) -> Tensor:
@@ -155,18 +137,15 @@ def _check_state(state: Mapping[str, Tensor], name: str) -> int:
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + round((patches.shape[1] - 1) ** 0.5) ** 2, width),
         "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,),
-        "norm.bias": (width,),
     }
-    hidden = 4 * width
+    shapes |= dict.fromkeys(("patch_embed.proj.bias", "norm.weight", "norm.bias"), (width,))
+    vectors = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
+    layers = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}  # outputs, inputs
     for i in range(depth):
-        layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        layers |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
-        vectors = {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"}
         shapes |= {f"blocks.{i}.{key}": (width,) for key in vectors}
-        shapes |= {f"blocks.{i}.{key}.weight": shape for key, shape in layers.items()}
-        shapes |= {f"blocks.{i}.{key}.bias": shape[:1] for key, shape in layers.items()}
+        for key, (outputs, inputs) in layers.items():
+            shapes[f"blocks.{i}.{key}.weight"] = (outputs * width, inputs * width)
+            shapes[f"blocks.{i}.{key}.bias"] = (outputs * width,)
     stray = sorted(set(state) ^ set(shapes))
     if stray:
         verb = "lack" if stray[0] in shapes else "hold the unknown"
@@ -177,15 +156,3 @@ def _check_state(state: Mapping[str, Tensor], name: str) -> int:
         if not bool(torch.isfinite(state[key]).all()):
             raise InputError(f"{name} weights hold NaN or infinity in '{key}'; download them again")
     return depth
-
-
-def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu", **options: Any) -> DINOv2:
-    """The network `name` of HEADS with the weights at `weights`, else those found here, else downloaded.
-
-    The number of heads is that of the name unless `num_heads` says otherwise.
-    """
-    path = sources.find(name, weights)
-    try:
-        return DINOv2(load_state_dict(path), device=device, name=name, **({"num_heads": HEADS[name]} | options))
-    except InputError as err:
-        raise err if str(path) in str(err) else InputError(f"{path}: {err}") from err

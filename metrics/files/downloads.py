@@ -1,115 +1,163 @@
-"""Downloads of public files into a cache: resumable, with digests that are pinned or recorded at first use."""
+"""Downloads, several at once, with digests that are pinned or recorded at first use.
+
+Recorded digests are in a lock file, to be committed; a file with another one is refused, whichever mirror it is from.
+"""
 
 import json
 import os
-from collections.abc import Sequence
+import re
+import threading
+from collections import Counter
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metrics.files import InputError, folder_lock, one_line, sha256_file, write_json
+from tqdm import tqdm
 
-LOCK = "digests.json"
-"""File in the cache folder with the digests of files that nobody has pinned: {filename: sha256}."""
-TIMEOUT = (15, 60)  # seconds to connect, and between two pieces of the answer
+from metrics.errors import InputError, explained
+from metrics.files.locks import folder_lock
+from metrics.files.transfers import Source, Transfer, announced_size, need_space
+from metrics.files.writing import sha256_file, write_json
+from metrics.machine import machine
+
+PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm2"
+"""Base address of the published networks and statistics."""
+LOCK = "fetch.lock"
+"""File with recorded digests: {name of the source: sha256}."""
+WORKERS = 4  # downloads at once
+_recording = threading.Lock()  # the lock file's OS lock is between processes
 
 
 def cache_root() -> Path:
     """The folder below which everything of this project is cached."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoguidance-repro"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(machine().cache or cache / "autoguidance-repro")
 
 
-def fetch(filename: str, urls: Sequence[str], folder: Path, sha256: str | None, remedy: str) -> Path:
-    """Path of `folder/filename`, downloaded from the first of `urls` that serves it when it is not there.
+@dataclass(frozen=True)
+class Downloads:
+    """How files are fetched."""
 
-    An interrupted download is continued by the next call. Several processes may call this at once.
+    bases: Sequence[str] = (PUBLISHED,)
+    """Addresses (http, https or file) tried in turn; the lock file binds them all."""
+    lock: Path = Path(LOCK)
+    """Record of digests."""
+    offline: bool = False
+    """Use what is there; a missing file is an error that says where to put it."""
 
-    Args:
-        sha256: pinned digest; None: the one recorded in the folder's lock file, or recorded there now.
-        remedy: what the message says to do when no address can be reached.
+    @classmethod
+    def cached(cls, folder: Path, offline: bool | None = None) -> "Downloads":
+        """Into a folder of the cache, which keeps its own record of digests; `offline` None: as the machine is set."""
+        lock, old = folder / LOCK, folder / "digests.json"
+        if old.exists() and not lock.exists():
+            with suppress(OSError):  # another process was faster
+                old.rename(lock)
+        return cls(lock=lock, offline=bool(machine().offline) if offline is None else offline)
+
+    def addresses(self, source: Source) -> Sequence[str]:
+        """Where `source` may be had."""
+        if source.urls or "://" in source.name:
+            return source.urls or [source.name]
+        if not self.bases:
+            raise InputError(f"{source.name}: no base address is set")
+        return [f"{base.rstrip('/')}/{source.name}" for base in self.bases]
+
+
+def fetch(sources: Sequence[Source], downloads: Downloads) -> list[Path]:
+    """All `sources`, downloaded where they are not yet there; paths in the order given. Raises like `fetch_each`."""
+    list(fetch_each(sources, downloads))
+    return [source.path for source in sources]
+
+
+def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Source, None, None]:
+    """Yield each source as soon as its file is there with the right digest, while others are still on their way.
 
     Raises:
-        InputError: no address serves the file, or it has another digest.
+        InputError: at once: too little disk space, or missing files under `offline`. After everything else was
+            fetched: a file that no address gives, with every address's answer, or that has the wrong digest.
     """
-    import pooch
-    import requests
-
-    with folder_lock(folder):
-        path = folder / filename
-        if path.is_file():
-            check(path, sha256, folder)
-            return path
-        problems = []
-        for url in urls:
+    digests = read_lock(downloads.lock)
+    missing = [source for source in sources if not source.path.exists()]
+    if downloads.offline and missing:
+        where = "; ".join(f"{downloads.addresses(source)[0]} at {source.place}" for source in missing)
+        raise InputError(f"offline, and {len(missing)} files are missing; put {where}")
+    stop = threading.Event()
+    errors: list[InputError] = []
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch") as pool:
+        total = _check_space(missing, downloads, pool)
+        quiet = None if missing else True  # None: unless this is a terminal
+        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=quiet) as bar:
+            jobs = {pool.submit(_have, source, downloads, digests, bar, stop): source for source in sources}
             try:
-                expected = sha256 or _recorded(folder).get(filename)
-                pooch.retrieve(url, expected, filename, folder, downloader=_Resuming(folder / f"{filename}.part"))
-            except requests.RequestException as err:
-                problems.append(f"{url}: {one_line(err)}")
-            except ValueError as err:  # pooch removes a file with another digest
-                raise InputError(f"{url}: {one_line(err)}; the file has changed or was damaged on the way") from err
-            else:
-                check(path, sha256, folder)
-                return path
-    raise InputError(f"{filename} cannot be downloaded ({'; '.join(problems)}); {remedy}")
+                for job in as_completed(jobs):
+                    if isinstance(err := job.exception(), InputError):
+                        errors.append(err)
+                    else:
+                        job.result()
+                        yield jobs[job]
+            finally:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+    if errors:
+        more = "" if len(errors) == 1 else f" (and {len(errors) - 1} more files failed)"
+        raise InputError(f"{errors[0]}{more}")
 
 
-def check(path: Path, sha256: str | None, folder: Path) -> None:
-    """Compare a file's digest with the pinned one, else with the one recorded in `folder`, else record it there.
-
-    Raises InputError when they differ.
-    """
-    found = sha256_file(path)
-    recorded = _recorded(folder)
-    expected = sha256 or recorded.get(path.name)
+def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: Any, stop: threading.Event) -> None:
+    """Have the file with the right digest, or raise InputError."""
+    urls, recorded = downloads.addresses(source), digests.get(source.name)
+    expected = source.sha256 or recorded
+    if recorded not in (None, expected):
+        raise InputError(f"{downloads.lock}: {source.name} is {recorded}, but {expected} is pinned; remove it")
+    if not source.path.exists():
+        with folder_lock(source.path):
+            if not source.path.exists():  # another process may have fetched it in the meantime
+                transfer = Transfer(source, expected, bar.update, stop)
+                found = transfer.run(urls)
+                if expected is None:
+                    _record(source.name, found, downloads.lock)
+                os.replace(transfer.part, source.path)
+                transfer.note.unlink(missing_ok=True)
+                return
+    found = sha256_file(source.path)
     if expected is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / LOCK, recorded | {path.name: found})
+        _record(source.name, found, downloads.lock)
     elif found != expected:
-        origin = "pinned" if sha256 else f"recorded in {folder / LOCK}"
-        raise InputError(
-            f"{path}: sha256 {found}, {origin} is {expected}; remove the file and let it be downloaded again"
-        )
+        origin = "" if source.sha256 else f", as recorded in {downloads.lock}"
+        raise InputError(f"{source.path}: sha256 is {found}, expected {expected}{origin}; delete it to fetch it again")
 
 
-def _recorded(folder: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((folder / LOCK).read_text()))
-    except FileNotFoundError:
+def _check_space(missing: Sequence[Source], downloads: Downloads, pool: ThreadPoolExecutor) -> int:
+    """Is there room for everything, before anything is fetched? Returns how many bytes are to come."""
+    sizes = pool.map(lambda source: announced_size(downloads.addresses(source)), missing)
+    needed: Counter[Path] = Counter()
+    for source, size in zip(missing, sizes, strict=True):
+        part = source.beside(".part")
+        needed[source.path.parent] += max(size - (part.stat().st_size if part.exists() else 0), 0)
+    for folder, size in needed.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        need_space(folder, size)
+    return needed.total()
+
+
+def read_lock(path: Path) -> dict[str, str]:
+    """Recorded digests by name of the source; raises InputError where the file is no such record."""
+    if not path.exists():
         return {}
-    except (ValueError, TypeError) as err:
-        raise InputError(f"{folder / LOCK}: not JSON ({one_line(err)}); correct or remove it") from err
+    with explained(f"{path}: not readable as JSON", "restore it from version control", (OSError, ValueError)):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in found.values()):
+        raise InputError(f"{path}: expected a mapping from names to sha256 digests; restore it")
+    return found
 
 
-class _Resuming:
-    """A downloader for pooch that keeps what has arrived in `part` and asks the server for the rest."""
-
-    def __init__(self, part: Path) -> None:
-        self.part, self.version = part, part.with_name(f"{part.name}.version")
-
-    def __call__(self, url: str, output_file: str | os.PathLike[str], pooch: Any) -> None:
-        import requests
-        from tqdm import tqdm
-
-        headers = {"Accept-Encoding": "identity"}
-        start = self.part.stat().st_size if self.part.exists() and self.version.exists() else 0
-        if start:  # the rest only if the file is still the one that was begun
-            headers |= {"Range": f"bytes={start}-", "If-Range": self.version.read_text()}
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 416:
-                self.part.unlink()
-                return self(url, output_file, pooch)
-            answer.raise_for_status()
-            resumed = answer.status_code == 206
-            self.version.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "unknown")
-            total = int(answer.headers.get("Content-Length", 0)) + (start if resumed else 0)
-            with (
-                open(self.part, "ab" if resumed else "wb") as file,
-                tqdm(
-                    total=total or None, initial=start if resumed else 0, unit="B", unit_scale=True, disable=None
-                ) as bar,
-            ):
-                for piece in answer.iter_content(2**18):
-                    file.write(piece)
-                    bar.update(len(piece))
-        os.replace(self.part, output_file)
-        self.version.unlink()
+def _record(name: str, digest: str, lock: Path) -> None:
+    """Note a digest at first use; another one than the noted is an error."""
+    with _recording, folder_lock(lock):
+        digests = read_lock(lock)
+        if digests.setdefault(name, digest) != digest:
+            raise InputError(f"{name}: sha256 is {digest}, but {lock} records {digests[name]}")
+        write_json(lock, dict(sorted(digests.items())))

@@ -1,133 +1,27 @@
-"""Image sets: what images there are, whether all of them can be read, and their pixels, decoded in parallel.
-
-Every image becomes RGB, uint8 [H, W, 3]: grey is repeated in the three channels, palettes and CMYK are converted,
-an alpha channel is dropped (as PIL's convert("RGB") does, and the usual FID tools with it), an EXIF orientation is not
-applied. Images of 16 bits a channel, of floats, or with several frames are not converted but reported.
-"""
+"""Image sets: what images there are, whether all of them can be read, and their pixels, decoded in parallel."""
 
 import hashlib
-import io
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from metrics import distributed
-from metrics.files import InputError, one_line
+from metrics.files import InputError, explained
+from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
+from metrics.machine import machine
 
-MAX_PIXELS = 2**26
-"""Largest image that is decoded: 8192 x 8192."""
-MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 CHECK_BATCH = 64
-
-
-# --- One image ---------------------------------------------------------------------------------------------------
-
-
-def decode(data: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels [H, W, 3] uint8 of an encoded image (PNG, JPEG, WebP, npy) or of pixels with 1, 3 or 4 channels.
-
-    Raises:
-        InputError: anything wrong with it; the message goes behind the image's name.
-    """
-    if isinstance(data, np.ndarray):
-        return _three_channels(data)
-    if data.startswith(b"\x93NUMPY"):
-        return _three_channels(_read_npy(data))
-    return _with_pil(data, lambda image: np.asarray(image.convert("RGB")))
-
-
-def _three_channels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
-
-
-def _read_npy(data: bytes) -> NDArray[np.uint8]:
-    file = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
-            raise InputError(f"is {dtype} {shape}, expected uint8 [H, W, 3]")
-        _check_size(shape[1], shape[0])
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as err:
-        raise err if isinstance(err, InputError) else InputError(f"is broken ({one_line(err)})") from err
-
-
-def _with_pil(data: bytes, use: Callable[[PIL.Image.Image], Any]) -> Any:
-    if not data:
-        raise InputError("is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, judged below, and of how palettes hold transparency
-            with PIL.Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-                _check_size(*image.size)
-                if image.mode not in MODES or any("16" in str(tile.args) for tile in getattr(image, "tile", ())):
-                    raise InputError(f"has more than 8 bits a channel (mode {image.mode})")
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1:
-                    raise InputError(f"has {frames} frames, expected one")
-                return use(image)
-    except InputError:
-        raise
-    except PIL.Image.DecompressionBombError:
-        raise InputError(f"is larger than {MAX_PIXELS} pixels") from None
-    except PIL.UnidentifiedImageError:
-        raise InputError("is no PNG, JPEG, WebP or npy, or its header is broken") from None
-    except Exception as err:  # Pillow's decoders raise nearly anything on broken data
-        raise InputError(f"is broken ({one_line(err)})") from err
-
-
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise InputError(f"is {width} x {height}, empty or larger than {MAX_PIXELS} pixels")
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """What a check of one image found: sha256 of its content, or what is wrong."""
-
-    sha256: bytes = b""
-    problem: str = ""
-    lossy: bool = False
-    alpha: bool = False
-
-
-def _inspect(data: bytes | NDArray[np.uint8]) -> _Finding:
-    """Check an image. A PNG is believed by the checksums of its parts; what has none is decoded."""
-    if isinstance(data, np.ndarray):
-        digest = hashlib.sha256(str(data.shape).encode())
-        digest.update(data.tobytes())
-        return _Finding(digest.digest(), alpha=data.shape[2] == 4)
-    sha256 = hashlib.sha256(data).digest()
-    if data.startswith(b"\x93NUMPY"):
-        return _Finding(sha256, alpha=_read_npy(data).shape[2:] == (4,))
-    return _with_pil(data, lambda image: _verified(image, sha256, data))
-
-
-def _verified(image: PIL.Image.Image, sha256: bytes, data: bytes) -> _Finding:
-    alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-    if image.format == "PNG":
-        image.verify()
-        return _Finding(sha256, alpha=alpha)
-    image.load()
-    return _Finding(sha256, lossy=image.format == "JPEG" or b"VP8L" not in data[:64], alpha=alpha)
-
-
-# --- Image sets --------------------------------------------------------------------------------------------------
 
 
 class ImageSet:
@@ -144,36 +38,28 @@ class ImageSet:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        items: NDArray[np.int64],
-        skip_bad: bool = False,
-        notes: Sequence[str] = (),
+        self, sources: Sequence[Source], items: NDArray[np.int64], skip_bad: bool = False, notes: Sequence[str] = ()
     ) -> None:
         self._sources, self._items, self._skip_bad, self._notes = sources, items, skip_bad, notes
 
     def subset(self, num: int, seed: int | None = None) -> "ImageSet":
-        """`num` images in order: drawn at random without replacement, or the first ones when `seed` is None.
-
-        Raises InputError when there are fewer.
-        """
+        """`num` images in order, the first ones or, with a `seed`, random ones; InputError where there are fewer."""
         total = len(self._items)
         if not 1 <= num <= total:
             raise InputError(f"{self._where}: holds {total} images, so {num} cannot be taken; lower --num")
-        if seed is None:
-            kept = self._items[:num]
-            note = f"took the first {num} of {total} images; --seed takes a random subset" if num < total else ""
-        else:
-            kept = self._items[np.sort(np.random.default_rng(seed).choice(total, num, replace=False))]
-            note = f"took {num} of {total} images at random (seed {seed})" if num < total else ""
-        return ImageSet(self._sources, kept, self._skip_bad, [*self._notes, *filter(None, [note])])
+        kept, note = np.arange(num), f"took the first {num} of {total} images; --seed takes a random subset"
+        if seed is not None:
+            kept = np.sort(np.random.default_rng(seed).choice(total, num, replace=False))
+            note = f"took {num} of {total} images at random (seed {seed})"
+        notes = [*self._notes, note] if num < total else self._notes
+        return ImageSet(self._sources, self._items[kept], self._skip_bad, notes)
 
     def __len__(self) -> int:
         return len(self._checked[0])
 
     @cached_property
     def names(self) -> list[str]:
-        return [self._name(item) for item in self._checked[0]]
+        return [_item_name(self._sources, item) for item in self._checked[0].tolist()]
 
     @cached_property
     def digest(self) -> str:
@@ -181,13 +67,11 @@ class ImageSet:
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
-        per_source = [_labels(source) for source in self._sources]
-        if any(labels is None for labels in per_source):
-            per_source = _folder_classes(self._sources)
-        items = self._checked[0]
-        if any(labels is None for labels in per_source) or not len(items):
+        own = [own_labels(source) for source in self._sources]
+        labels: Any = _folder_classes(self._sources) if any(found is None for found in own) else own
+        if labels is None:
             return None
-        return np.array([per_source[source][index] for source, index in items], np.int64)
+        return np.array([labels[source][index] for source, index in self._checked[0]], np.int64)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -207,7 +91,7 @@ class ImageSet:
     ) -> Iterator[list[NDArray[np.uint8]]]:
         """Decoded images [H, W, 3] uint8 of each batch of image numbers, in order, made ahead by worker processes.
 
-        num_workers: how many; None: one per core but one, 0: none, decode here.
+        num_workers: how many; None: as the machine is set, else one per core but one; 0: none, decode here.
         Raises InputError naming an image that passed the check and yet cannot be decoded.
         """
         yield from self.map(decode, batches, num_workers)
@@ -216,7 +100,7 @@ class ImageSet:
         self, use: Callable[[Any], Any], batches: Sequence[Sequence[int]], num_workers: int | None = None
     ) -> Iterator[list[Any]]:
         """Like `batches`, with what `use` makes of each image's content (what `decode` takes) in a worker process."""
-        workers = max(_cores() - 1, 1) if num_workers is None else num_workers
+        workers = _workers(spare=1) if num_workers is None else num_workers
         items = self._checked[0]
         for results in _in_parallel(_Reader(self._sources, use), [items[list(batch)] for batch in batches], workers):
             for result in results:
@@ -225,20 +109,20 @@ class ImageSet:
             yield results
 
     @cached_property
-    def _checked(self) -> tuple[NDArray[np.int64], list[_Finding], list[str]]:
+    def _checked(self) -> tuple[NDArray[np.int64], list[Finding], list[str]]:
         """Usable items [N, 2] as (source, entry), what was found of each, and what is wrong with the others."""
         rank, world = distributed.rank(), distributed.world_size()
         shares = [self._items[i : i + CHECK_BATCH] for i in range(0, len(self._items), CHECK_BATCH)]
-        mine = list(_in_parallel(_Reader(self._sources, _inspect), shares[rank::world], _cores()))
-        everyone = _gather(mine)
+        mine = list(_in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()))
+        everyone = [mine] * world
+        if world > 1:
+            dist.all_gather_object(everyone, mine)
         results = [result for i in range(len(shares)) for result in everyone[i % world][i // world]]
         bad = [result for result in results if isinstance(result, str)]
         good = [i for i, result in enumerate(results) if not isinstance(result, str)]
         if bad and (not self._skip_bad or not good):
-            raise InputError(
-                f"{self._where}: {len(bad)} of {len(results)} images cannot be used: {'; '.join(bad)}. "
-                "Make them again, remove them, or leave them out with --skip-bad"
-            )
+            found = f"{len(bad)} of {len(results)} images cannot be used: {'; '.join(bad)}"
+            raise InputError(f"{self._where}: {found}. Make them again, remove them, or leave them out with --skip-bad")
         return self._items[good], [results[i] for i in good], bad
 
     @property
@@ -246,7 +130,7 @@ class ImageSet:
         """Files beside the images that are not taken for images, labels apart."""
         return [name for source in self._sources for name in source.ignored]
 
-    @cached_property
+    @property
     def skipped(self) -> list[str]:
         """Images that cannot be used, each with the reason; always empty without `skip_bad`."""
         return self._checked[2]
@@ -255,82 +139,61 @@ class ImageSet:
     def _where(self) -> str:
         return ", ".join(str(source.path) for source in self._sources[:3]) + (", ..." if self._sources[3:] else "")
 
-    def _name(self, item: NDArray[np.int64]) -> str:
-        return _item_name(self._sources, item)
-
 
 def open_images(paths: str | Path | Sequence[str | Path], skip_bad: bool = False) -> ImageSet:
     """The images of a folder (with what is below it), zip, tar, compressed tar or npz, or of a list of these.
 
-    A folder may hold archives instead of images; then they are read in the order of their names.
+    A folder may hold archives instead of images; then they are read in the order of their names. With `skip_bad`,
+    images that cannot be used are left out, and named in `warnings`.
 
-    Args:
-        paths: where.
-        skip_bad: leave out images that cannot be used instead of raising; they are named in `warnings`.
-
-    Raises:
-        InputError: nothing there, no images, a broken or hostile archive. What is wrong with single images is raised
-            when the set is first used, in one message for all of them.
+    InputError: nothing there, no images, a broken or hostile archive; what is wrong with single images is said when
+    the set is first used, in one message for all of them.
     """
-    given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    twice = [str(path) for path, count in Counter(path.resolve() for path in given).items() if count > 1]
-    if twice:
-        raise InputError(f"{twice[0]}: given twice; name each source once")
-    sources: list[Source] = []
-    for path in given:
-        found = open_sources(path)
-        empty = next((source for source in found if not source.names), None)
-        if empty is not None:
-            others = f", only {empty.others} of other formats: convert them" if empty.others else "; check the path"
-            raise InputError(f"{empty.path}: holds no images ({', '.join(IMAGE_SUFFIXES)}){others}")
-        sources += found
-    if not sources:
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not given:
         raise InputError("no path to images was given")
+    path, count = Counter(path.resolve() for path in given).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: given twice; name each source once")
+    sources = [source for path in given for source in open_sources(path)]
+    for source in sources:
+        if not source.names:
+            others = f", only {source.others} of other formats: convert them" if source.others else "; check the path"
+            raise InputError(f"{source.path}: holds no images ({', '.join(IMAGE_SUFFIXES)}){others}")
     items = [np.stack([np.full(len(s.names), i), np.arange(len(s.names))], axis=1) for i, s in enumerate(sources)]
     return ImageSet(sources, np.concatenate(items), skip_bad)
 
 
-def _item_name(sources: Sequence[Source], item: NDArray[np.int64]) -> str:
-    source = sources[int(item[0])]
-    name = source.names[int(item[1])]
-    return f"{source.path.name}/{name}" if len(sources) > 1 else name
+def _item_name(sources: Sequence[Source], item: Sequence[int]) -> str:
+    source, entry = sources[item[0]], item[1]
+    return f"{source.path.name}/{source.names[entry]}" if len(sources) > 1 else source.names[entry]
 
 
-# --- Labels ------------------------------------------------------------------------------------------------------
-
-
-def _labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
+def own_labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
     """Class of every entry of a source by its own record, None where it has none."""
     content = source.read_labels()
     if content is None or isinstance(content, np.ndarray):
         return content
     where = f"{source.path}: {LABELS}"
-    try:
+    with explained(f'{where} is not {{"labels": [[name, class], ...]}}', "correct or remove it"):
         pairs = json.loads(content)["labels"]
         labels = None if pairs is None else {str(name): int(label) for name, label in pairs}
-    except (ValueError, KeyError, TypeError, RecursionError) as err:
-        raise InputError(
-            f'{where} is not {{"labels": [[name, class], ...]}} ({one_line(err)}); correct or remove it'
-        ) from err
     if labels is None:
         return None
-    missing = next((name for name in source.names if name not in labels), None)
-    if missing is not None:
-        raise InputError(f"{where} has no label of {missing}; add it or remove the file")
+    for name in source.names:
+        if name not in labels:
+            raise InputError(f"{where} has no label of {name}; add it or remove the file")
     return [labels[name] for name in source.names]
 
 
-def _folder_classes(sources: Sequence[Source]) -> list[Any]:
-    """Classes by the first folder in every name: its number, or its place among the sorted folder names."""
+def _folder_classes(sources: Sequence[Source]) -> list[list[int]] | None:
+    """Classes by the first folder in every name, if there are several: its number, or its place in sorted order."""
     folders = [[name.split("/")[0] if "/" in name else "" for name in source.names] for source in sources]
     classes = sorted({folder for names in folders for folder in names})
     if "" in classes or len(classes) < 2:
-        return [None]
+        return None
     number = {name: int(name) if all(x.isdecimal() for x in classes) else i for i, name in enumerate(classes)}
     return [[number[folder] for folder in names] for names in folders]
-
-
-# --- Worker processes --------------------------------------------------------------------------------------------
 
 
 class _Reader:
@@ -340,31 +203,23 @@ class _Reader:
         self.sources, self.use = sources, use
 
     def __getitems__(self, items: NDArray[np.int64]) -> list[Any]:
-        return [self._one(item) for item in items]
+        return [self._one(item) for item in items.tolist()]
 
-    def _one(self, item: NDArray[np.int64]) -> Any:
+    def _one(self, item: Sequence[int]) -> Any:
         try:
-            return self.use(self.sources[int(item[0])].read(int(item[1])))
+            with explained("cannot be read"):
+                return self.use(self.sources[item[0]].read(item[1]))
         except InputError as err:
-            problem = str(err)
-        except Exception as err:
-            problem = f"cannot be read ({one_line(err)})"
-        return f"{_item_name(self.sources, item)} {problem}"
+            return f"{_item_name(self.sources, item)} {err}"
 
 
 def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: int) -> Iterator[list[Any]]:
-    """What the reader makes of each share, in order.
-
-    The results travel through pipes rather than shared memory, which containers keep small.
-    """
-    import torch
-    from torch.utils.data import DataLoader
-
+    """What the reader makes of each share, in order, sent through pipes since containers keep shared memory small."""
     loader: Any = DataLoader(
         reader,  # type: ignore[arg-type]
         batch_sampler=shares,  # type: ignore[arg-type]
         num_workers=min(workers, len(shares)) if len(shares) > 1 else 0,
-        collate_fn=_unchanged,
+        collate_fn=list,
         generator=torch.Generator(),  # leaves the global one alone, which a training loop may depend on
     )
     try:
@@ -375,22 +230,9 @@ def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: 
         raise InputError("a decoding process was killed, perhaps for want of memory; use fewer --workers") from err
 
 
-def _unchanged(batch: list[Any]) -> list[Any]:
-    return batch
-
-
-def _gather(mine: list[Any]) -> list[list[Any]]:
-    """Every process's results, in the order of ranks."""
-    if distributed.world_size() == 1:
-        return [mine]
-    import torch.distributed as dist
-
-    everyone: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(everyone, mine)
-    return everyone
-
-
-def _cores() -> int:
-    """Cores that this process may use, shared with the other processes that torchrun started here."""
+def _workers(spare: int = 0) -> int:
+    """Processes that read: as the machine is set, else a core each but `spare`, shared with torchrun's other ones."""
+    if machine().workers:
+        return int(machine().workers)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return max(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - spare, 1)

@@ -2,32 +2,32 @@
 
 Such a zip is uncompressed and holds `00000/img00000000.png` ... (or .npy) and `dataset.json` with the labels; ours also
 says in `preparation.json` how it was made. The same images give the same bytes, whatever the number of processes.
-
-What happens to images that are not plain RGB: grey is repeated in the three channels, palettes and CMYK are converted,
-an alpha channel is dropped, EXIF orientations are not applied, smaller images are enlarged: all as ADM's preparation,
-which the published reference statistics rest on, does it. Broken ones, and those with 16 bits or several frames, are an
-error that names them all, before anything is written, or are left out and listed. Other files are counted and named.
+Images become RGB as `metrics.images.decoding` says, small ones are enlarged: so does ADM's preparation, which the
+published reference statistics rest on. Unusable ones are an error that names them all, before anything is written, or
+are left out and listed; other files are listed.
 """
 
 import io
+import itertools
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from metrics.files import InputError, atomic_write, folder_lock, write_json
-from metrics.images import ImageSet, decode, open_images
-from repro.data import LABELS, ImageDataset, center_crop_dhariwal
+from metrics.files import InputError, folder_lock, write_json
+from metrics.images import LABELS, decode, open_images
+from repro.data.crop import center_crop_dhariwal
+from repro.data.datasets import ImageDataset
 from repro.encoders import StabilityVAEEncoder
+from repro.pixels import encode_png, write_zip
 
 PREPARATION = "preparation.json"
 PART = 1000  # images that an interruption can cost
@@ -39,167 +39,136 @@ def convert(
 ) -> Path:
     """A zip of `size` x `size` PNGs with labels, from whatever `metrics.images.open_images` reads.
 
-    Labels come from `dataset.json`, an npz's `arr_1`, or one folder per class, numbered in sorted order. An
-    interrupted conversion goes on where it stopped.
+    The images are centre crops as ADM's. Labels come from `dataset.json`, an npz's `arr_1`, or one folder per class,
+    numbered in sorted order. An interrupted conversion goes on where it stopped.
 
     Args:
         source: a folder of class folders (ImageNet's `train`, say), any folder, zip, tar or npz of images.
-        target: the zip to make.
-        size: side of the images, by ADM's centre crop.
+        target: the zip to make, which is returned.
+        size: side of the images.
         skip_bad: leave out images that cannot be used, listed in `preparation.json`, instead of raising.
         num_workers: processes that decode; None: one per core but one.
 
     Raises:
         InputError: nothing to read, unusable images, `target` is there already or was begun from something else.
     """
-    target = Path(target)
-    _check_target(target)
+    target = _unused(target)
     images = open_images(source, skip_bad)
     facts = {"made_from": images.digest, "images": len(images), "size": size, "crop": "center_crop_dhariwal"}
     facts |= {"skipped": images.skipped, "ignored_files": images.ignored, "notes": images.warnings}
-    names = [f"{i // 1000:05d}/img{i:08d}.png" for i in range(len(images))]
 
-    def encoded(items: range) -> Iterator[bytes]:
+    def encoded(items: range) -> Iterable[bytes]:
         batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
-        for part in images.map(partial(prepare, size=size), batches, num_workers):
-            yield from part
+        return itertools.chain.from_iterable(images.map(partial(cropped_png, size=size), batches, num_workers))
 
-    _write(target, names, _labels(images), facts, encoded, bytes_per_item=0.5 * 3 * size**2)
-    return target
+    return _write(target, item_names(len(images)), images.labels, facts, encoded, bytes_per_item=0.5 * 3 * size**2)
 
 
-def prepare(content: bytes | NDArray[np.uint8], size: int) -> bytes:
+def cropped_png(content: bytes | NDArray[np.uint8], size: int) -> bytes:
     """An encoded image, or pixels, as a PNG of its centre, `size` x `size`, RGB."""
-    pixels = center_crop_dhariwal(decode(content), size)
-    stream = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(stream, "png", compress_level=1)
-    return stream.getvalue()
+    return encode_png(center_crop_dhariwal(decode(content), size))
 
 
-def _labels(images: ImageSet) -> list[int] | None:
-    return None if images.labels is None else [int(label) for label in images.labels]
-
-
-def encode(
-    source: str | Path,
-    target: str | Path,
-    encoder: StabilityVAEEncoder,
-    device: torch.device | str = "cpu",
-    batch_size: int = 8,
-) -> Path:
+def encode(source: str | Path, target: str | Path, encoder: StabilityVAEEncoder, device: str = "cpu") -> Path:
     """A zip of the VAE's posterior means and deviations, float32 npy [8, size/8, size/8], from a zip of PNGs.
 
-    Resumable like `convert`; the same labels.
-
-    Raises:
-        InputError: `source` is no archive of square RGB images whose side is a multiple of 8, or `target` is there
-            already or was begun from something else.
+    Resumable like `convert`; the same labels. Raises InputError as `convert` does, and where the images are not square
+    RGB ones whose side is a multiple of 8.
     """
-    target = Path(target)
-    _check_target(target)
+    target = _unused(target)
     images = ImageDataset(source)
     if images.dtype != np.uint8 or images.img_channels != 3 or images.img_resolution % 8:
-        raise InputError(
-            f"{source}: holds {images.dtype} {list(images.shape)}, expected uint8 [3, size, size] with size a multiple "
-            f"of 8; see `repro data convert`"
-        )
-    facts = {"made_from": images.digest, "images": len(images), "vae": encoder.vae_name, "device": str(device)}
+        found, expected = f"{images.dtype} {list(images.shape)}", "uint8 [3, size, size] with size a multiple of 8"
+        raise InputError(f"{source}: holds {found}, expected {expected}; see `repro data convert`")
+    facts = {"made_from": images.digest, "images": len(images), "vae": encoder.vae_name, "device": device}
     names = [str(Path(name).with_suffix(".npy")) for name in images.names]
 
     def encoded(items: range) -> Iterator[bytes]:
-        for start in range(0, len(items), batch_size):
-            pixels = torch.from_numpy(np.stack([images.image(i) for i in items[start : start + batch_size]]))
+        for start in range(0, len(items), encoder.batch_size):
+            pixels = torch.from_numpy(np.stack([images.image(i) for i in items[start : start + encoder.batch_size]]))
             for latents in encoder.encode_pixels(pixels.to(device)).cpu().numpy():
                 stream = io.BytesIO()
-                np.save(stream, latents.astype(np.float32))
+                np.save(stream, latents)
                 yield stream.getvalue()
 
-    labels = None if images.labels is None else [int(label) for label in images.labels]
-    _write(target, names, labels, facts, encoded, bytes_per_item=4 * 8 * (images.img_resolution // 8) ** 2)
-    return target
+    size = 4 * 8 * (images.img_resolution // 8) ** 2
+    return _write(target, names, images.labels, facts, encoded, bytes_per_item=size)
 
 
 def check(path: str | Path) -> dict[str, Any]:
     """What an archive for training holds: images, shape, dtype, classes and the sizes of the smallest and largest one.
 
-    Raises:
-        InputError: with everything that is wrong: broken images or such of another shape, values that are not finite,
-            missing labels.
+    Raises InputError with everything that is wrong: images that are broken or of another shape, values that are not
+    finite, missing labels.
     """
-    dataset = ImageDataset(path)
-    problems = []
+    dataset, problems = ImageDataset(path), []
     for item in tqdm(range(len(dataset)), desc="check", unit="img", disable=None):
         try:
-            image = dataset.image(item)
-            if image.dtype != np.uint8 and not np.isfinite(image).all():
+            if not np.isfinite(dataset.image(item)).all():
                 problems.append(f"{dataset.names[item]} has values that are not finite")
         except InputError as err:
-            problems.append(str(err).removeprefix(f"{dataset.path}: "))
+            problems.append(str(err).removeprefix(f"{dataset.path}: ").removesuffix("; see `repro data check`"))
+    if problems:
+        raise InputError(f"{dataset.path}: {len(problems)} problems: {'; '.join(problems)}")
     facts: dict[str, Any] = {"images": len(dataset), "shape": list(dataset.shape), "dtype": str(dataset.dtype)}
     if dataset.labels is not None:
         counts = np.bincount(dataset.labels)
         facts |= {"classes": len(counts), "empty_classes": int((counts == 0).sum())}
         facts |= {"smallest_class": int(counts.min()), "largest_class": int(counts.max())}
-    if problems:
-        raise InputError(f"{dataset.path}: {len(problems)} problems: {'; '.join(problems)}")
     return facts | {"digest": dataset.digest}
 
 
-# --- Writing -------------------------------------------------------------------------------------------------------
+def item_names(count: int) -> list[str]:
+    """What the images of an archive are called, in order."""
+    return [f"{i // 1000:05d}/img{i:08d}.png" for i in range(count)]
 
 
-def _check_target(target: Path) -> None:
+def labels_entry(names: Sequence[str], labels: Sequence[int] | NDArray[np.integer] | None) -> tuple[str, str]:
+    """The entry of an archive with the class of every image; None: unlabelled."""
+    pairs = None if labels is None else [[name, int(label)] for name, label in zip(names, labels, strict=True)]
+    return LABELS, json.dumps({"labels": pairs})
+
+
+def _unused(target: str | Path) -> Path:
+    target = Path(target)
     if target.suffix != ".zip":
         raise InputError(f"{target}: expected a name that ends in .zip")
     if target.exists():
         raise InputError(f"{target}: is there already; remove it or choose another name")
+    return target
 
 
 def _write(
     target: Path,
     names: Sequence[str],
-    labels: Sequence[int] | None,
+    labels: NDArray[np.int64] | None,
     facts: dict[str, Any],
     encoded: Callable[[range], Iterable[bytes]],
     bytes_per_item: float,
-) -> None:
+) -> Path:
     """Make the entries `names` in parts, then join them; finished parts of an interrupted run are taken over."""
     parts = target.with_name(f"{target.name}.parts")
     size = tqdm.format_sizeof(len(names) * bytes_per_item, "B")
     print(f"{target}: {len(names):,} images, about {size}, twice that until the parts are joined")
     with folder_lock(target):
-        _check_origin(parts, target, facts)
-        pieces = [range(i, min(i + PART, len(names))) for i in range(0, len(names), PART)]
-        paths = [parts / f"{piece.start:08d}.zip" for piece in pieces]
+        begun = json.loads((parts / PREPARATION).read_text()) if (parts / PREPARATION).exists() else facts
+        for key, value in facts.items():
+            if (was := begun.get(key)) != value:
+                raise InputError(f"{parts}: was begun with {key} {was!r}, not {value!r}; remove it or go on with that")
+        write_json(parts / PREPARATION, facts)
+        pieces = {parts / f"{i:08d}.zip": range(len(names))[i : i + PART] for i in range(0, len(names), PART)}
         with tqdm(total=len(names), desc=target.name, unit="img", disable=None) as bar:
-            for piece, path in zip(pieces, paths, strict=True):
+            for path, piece in pieces.items():
                 if not path.exists():
-                    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-                        for i, data in zip(piece, encoded(piece), strict=True):
-                            archive.writestr(zipfile.ZipInfo(names[i]), data)  # ZipInfo: no time stamp of today
+                    write_zip(path, zip([names[i] for i in piece], encoded(piece), strict=True))
                 bar.update(len(piece))
-        pairs = None if labels is None else [[name, label] for name, label in zip(names, labels, strict=True)]
-        with atomic_write(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            for path in tqdm(paths, desc="join", unit="part", disable=None):
-                with zipfile.ZipFile(path) as part:
-                    for entry in part.infolist():
-                        archive.writestr(zipfile.ZipInfo(entry.filename), part.read(entry))
-            archive.writestr(zipfile.ZipInfo(LABELS), json.dumps({"labels": pairs}))
-            archive.writestr(zipfile.ZipInfo(PREPARATION), json.dumps(facts, indent=1))
+        notes = [labels_entry(names, labels), (PREPARATION, json.dumps(facts, indent=1))]
+        write_zip(target, itertools.chain(_joined(pieces), notes))
         shutil.rmtree(parts)
+    return target
 
 
-def _check_origin(parts: Path, target: Path, facts: dict[str, Any]) -> None:
-    """Begin a folder of parts, or refuse one that was begun from something else."""
-    path = parts / PREPARATION
-    facts = json.loads(json.dumps(facts))
-    if not path.exists():
-        write_json(path, facts)
-        return
-    begun = json.loads(path.read_text())
-    if begun != facts:
-        key = next(name for name in facts if begun.get(name) != facts[name])
-        raise InputError(
-            f"{parts}: was begun with {key} {begun.get(key)!r}, this is {facts[key]!r}; remove it, or go on with "
-            f"what {target.name} was begun from"
-        )
+def _joined(paths: Collection[Path]) -> Iterator[tuple[str, bytes]]:
+    for path in tqdm(paths, desc="join", unit="part", disable=None):
+        with zipfile.ZipFile(path) as part:
+            yield from ((name, part.read(name)) for name in part.namelist())

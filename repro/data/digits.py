@@ -4,6 +4,7 @@ The 1,797 digits become an unlimited, well-defined distribution, so that referen
 fresh images as wanted. Distances are measured in the features of a small classifier trained here.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,36 +18,38 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metrics import detectors, statistics
-from metrics.files import InputError, atomic_write, load_state_dict, sha256_file, write_json
-from repro.data import mix, uniform
+from metrics import distributed
+from metrics.detectors import load, register
+from metrics.features import FeatureSet, detect
+from metrics.files import Downloads, InputError, atomic_write, explained, sha256_file, write_json
+from metrics.files.tensors import load_state_dict
+from metrics.names import Name
+from repro.data.kinds import Kind, write_reference
 from repro.encoders import RGBEncoder
+from repro.streams import mix, uniform
+from repro.strict import within
 
 RESOLUTION = 16
 NUM_CLASSES = 10
-FEATURE_DIM = 64
+NAME = "digits"
 
 
 @dataclass(frozen=True)
-class DigitSettings:
-    """Extent of the random transformations, each uniform in [-value, value], and of the reference set."""
+class DigitReference:
+    """Settings of the reference: its images, and the classifier whose features distances are measured in."""
 
-    shift: float = 0.18
-    """Translation, as a share of half the image."""
-    rotation: float = 0.35
-    """Radians."""
-    log_scale: float = 0.2
-    """Natural logarithm of the magnification."""
-    shear: float = 0.25
-    """Horizontal displacement per unit of height."""
-    num_reference: int = 8192
+    num_images: int = 8192
     """Fresh images that the reference statistics come from."""
-    reference_seed: int = 1_000_000
+    seed: int = 1_000_000
     """Seed of those images; no training run should use it."""
     classifier_steps: int = 400
     """Training length of the classifier, in batches of 128."""
     classifier_seed: int = 2_000_000
     """Seed of the classifier's weights and images."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_images": 2, "seed": 0, "classifier_steps": 1, "classifier_seed": 0}.items():
+            within(self, least, 2**63 - 1, name)
 
 
 @cache
@@ -60,18 +63,35 @@ def _originals() -> tuple[Tensor, NDArray[np.int64]]:
     return F.pad(large, [2, 2, 2, 2]), classes.astype(np.int64)
 
 
-class Digits:
-    """Transformed digits, grey, uint8 [N, 1, 16, 16]; each image a function of (seed, position) alone."""
+@dataclass(frozen=True)
+class Digits(Kind):
+    """Transformed digits, grey, uint8 [N, 1, 16, 16]; each image a function of (seed, position) alone.
 
+    The settings are the extent of the random transformations, each uniform in [-value, value].
+    """
+
+    measured = DigitReference
     img_resolution = RESOLUTION
     img_channels = 1
     label_dim = NUM_CLASSES
+    encoder = RGBEncoder()
 
-    def __init__(self, settings: DigitSettings | None = None) -> None:
-        self.settings = settings or DigitSettings()
-        self.encoder = RGBEncoder()
-        s = self.settings
-        self.digest = f"digits shift={s.shift} rotation={s.rotation} log_scale={s.log_scale} shear={s.shear}"
+    shift: float = 0.18
+    """Translation, as a share of half the image."""
+    rotation: float = 0.35
+    """Radians."""
+    log_scale: float = 0.2
+    """Natural logarithm of the magnification."""
+    shear: float = 0.25
+    """Horizontal displacement per unit of height."""
+
+    def __post_init__(self) -> None:
+        within(self, 0, 10, "shift", "rotation", "log_scale", "shear")
+
+    @property
+    def digest(self) -> str:
+        """What tells these digits from others."""
+        return f"digits shift={self.shift} rotation={self.rotation} log_scale={self.log_scale} shear={self.shear}"
 
     def draw(self, seed: int, positions: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Images uint8 [N, 1, 16, 16] and classes [N] at `positions` of the stream of `seed`."""
@@ -85,12 +105,11 @@ class Digits:
     def batch(self, seed: int, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, 1, 16, 16] and one-hot labels [N, 10], for training."""
         images, classes = self.draw(seed, positions)
-        return images, F.one_hot(torch.from_numpy(classes), NUM_CLASSES).to(torch.float32)
+        return images, F.one_hot(torch.from_numpy(classes), NUM_CLASSES).float()
 
     def _transformations(self, seed: int, positions: NDArray[np.int64]) -> Tensor:
         """Inverse affine maps [N, 2, 3] from output to input coordinates in [-1, 1]."""
-        s = self.settings
-        extents = (s.shift, s.shift, s.rotation, s.log_scale, s.shear)
+        extents = (self.shift, self.shift, self.rotation, self.log_scale, self.shear)
         dx, dy, angle, log_scale, shear = (
             extent * (2 * uniform(seed, 11 + i, positions) - 1) for i, extent in enumerate(extents)
         )
@@ -98,123 +117,113 @@ class Digits:
         theta = np.stack([cos, sin + shear * cos, dx, -sin, cos - shear * sin, dy], axis=1)
         return torch.from_numpy(theta.astype(np.float32)).reshape(-1, 2, 3)
 
+    def prepare(self, folder: Path, downloads: Downloads) -> str:
+        """Nothing has to be made."""
+        return self.digest
+
+    def training(self, folder: Path) -> "Digits":
+        return self
+
+    def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
+        """Features of fresh images; for detector `digits` its classifier is trained first, where it does not stand."""
+        assert isinstance(settings, DigitReference)
+        weights = standing_classifier(target, self, settings) if NAME in detectors else None
+        loaded = {
+            name: load(name, weights) if name == NAME else load(name, device=distributed.device()) for name in detectors
+        }
+        images, classes = self.draw(settings.seed, np.arange(settings.num_images))
+        grey = images.permute(0, 2, 3, 1).numpy()
+
+        def extract() -> dict[str, FeatureSet]:
+            sets = {}
+            for name, detector in loaded.items():
+                # the batch decides the last bits of the digits' features
+                pixels, size = (grey, 1024) if name == NAME else (np.repeat(grey, 3, axis=3), 64)
+                batches = map(list, np.split(pixels, range(size, len(pixels), size)))
+                sets[name] = FeatureSet.of(detect(batches, {name: detector})[name], detector.tags)
+            return sets
+
+        source = f"{self.digest} seed={settings.seed} images={settings.num_images}"
+        write_reference(target, loaded, source, classes, extract)
+
 
 class Classifier(nn.Module):
     """A small convolutional network; the direction of its penultimate layer is the feature space of `fd_digits`.
 
     The length of that layer's output is left out: it grows with confidence, which guidance raises, and would hide how
-    well the images themselves fit.
+    well the images themselves fit. With its weights loaded it is a `metrics.detectors.Detector`.
     """
+
+    name, dim = NAME, 64
+    tags: Mapping[str, Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, FEATURE_DIM),
-        )
-        self.head = nn.Linear(FEATURE_DIM, NUM_CLASSES)
-
-    def features(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, 16, 16] -> float32 [N, 64], each vector of mean square 1."""
-        return F.normalize(self._activations(images)) * FEATURE_DIM**0.5
+        first = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
+        second = [nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        self.body = nn.Sequential(*first, *second, nn.Linear(64 * 4 * 4, self.dim))
+        self.head = nn.Linear(self.dim, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [N, C, 16, 16] -> logits [N, 10]."""
-        return self.head(self._activations(images))
+        """uint8 [N, C, 16, 16] -> features [N, 64] float32, each of mean square 1; several channels are averaged."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2:] != (RESOLUTION, RESOLUTION):
+            expected = f"uint8 [N, C, {RESOLUTION}, {RESOLUTION}]"
+            raise InputError(f"detector 'digits' takes {expected}, got {images.dtype} {list(images.shape)}")
+        return F.normalize(self._penultimate(images)) * self.dim**0.5
 
-    def _activations(self, images: Tensor) -> Tensor:
-        """Rectified penultimate layer [N, 64]; several channels are averaged."""
-        return F.relu(self.body(images.to(torch.float32).mean(dim=1, keepdim=True) / 127.5 - 1))
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, 16, 16] -> [N, 10]."""
+        return self.head(self._penultimate(images))
+
+    def _penultimate(self, images: Tensor) -> Tensor:
+        grey = images.to(self.head.weight.device, torch.float32).mean(dim=1, keepdim=True)
+        return F.relu(self.body(grey / 127.5 - 1))
 
 
-def train_classifier(digits: Digits) -> tuple[Classifier, float]:
+def train_classifier(digits: Digits, seed: int, steps: int) -> tuple[Classifier, float]:
     """Train the feature network on fresh images; returns it with its accuracy on 2,048 others."""
-    s = digits.settings
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(s.classifier_seed)
+        torch.manual_seed(seed)
         model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=s.classifier_steps)
-    for step in range(s.classifier_steps):
-        images, classes = digits.draw(s.classifier_seed, np.arange(step * 128, (step + 1) * 128))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
+    for step in range(steps):
+        images, classes = digits.draw(seed, np.arange(step * 128, (step + 1) * 128))
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), torch.from_numpy(classes), label_smoothing=0.05).backward()
+        F.cross_entropy(model.logits(images), torch.from_numpy(classes), label_smoothing=0.05).backward()
         optimizer.step()
         schedule.step()
     model.eval().requires_grad_(False)
-    images, classes = digits.draw(s.classifier_seed + 1, np.arange(2048))
-    return model, float((model(images).argmax(dim=1).numpy() == classes).mean())
+    images, classes = digits.draw(seed + 1, np.arange(2048))
+    return model, float((model.logits(images).argmax(dim=1).numpy() == classes).mean())
 
 
-class DigitsDetector:
-    """The classifier's penultimate layer as a detector: uint8 [N, C, 16, 16] -> float32 [N, 64] on the CPU or `device`.
+def standing_classifier(folder: Path, digits: Digits, settings: DigitReference) -> Path:
+    """The feature network for these settings, `folder/digits.safetensors`, trained if it does not stand there.
 
-    `weights` is the classifier that `prepare` has trained; raises InputError when it is missing or of another shape.
+    How it was made and its accuracy are in `digits.json` beside it.
     """
-
-    name = "digits"
-    dim = FEATURE_DIM
-
-    def __init__(self, weights: str | Path | None = None, device: torch.device | str = "cpu") -> None:
-        if weights is None:
-            raise InputError("detector 'digits' needs its weights, the digits.safetensors that stage `data` writes")
-        state = load_state_dict(weights)
-        self.device = torch.device(device)
-        self.model = Classifier().eval().requires_grad_(False)
-        try:
-            self.model.load_state_dict(state)
-        except RuntimeError as err:
-            raise InputError(f"{weights}: not the digits classifier: {str(err).splitlines()[-1].strip()}") from err
-        self.model.to(self.device)
-        self.tags: Mapping[str, Any] = {
-            "detector": self.name,
-            "weights_sha256": sha256_file(weights),
-            "resize": "none",
-            "dtype": "float32",
-        }
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2:] != (RESOLUTION, RESOLUTION):
-            raise InputError(
-                f"detector 'digits' takes uint8 [N, C, {RESOLUTION}, {RESOLUTION}], got {images.dtype} "
-                f"{list(images.shape)}"
-            )
-        return self.model.features(images.to(self.device))
-
-
-detectors.register("digits", DigitsDetector)
-
-
-def prepare(folder: str | Path, settings: DigitSettings) -> None:
-    """Train the feature network and measure the reference: what the stage `data` does.
-
-    Leaves in `folder`: `digits.safetensors` (classifier), `digits.npz` (statistics), `digits-features.npy` (features of
-    the reference images, float32 [num_reference, 64]) and `digits.json` (accuracy, settings).
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    digits = Digits(settings)
-    classifier, accuracy = train_classifier(digits)
-    weights = folder / "digits.safetensors"
+    weights, note = folder / "digits.safetensors", folder / "digits.json"
+    made_from = {"data": digits.digest, "seed": settings.classifier_seed, "steps": settings.classifier_steps}
+    if weights.exists() and note.exists() and json.loads(note.read_text()).get("made_from") == made_from:
+        return weights
+    classifier, accuracy = train_classifier(digits, settings.classifier_seed, settings.classifier_steps)
+    note.unlink(missing_ok=True)
     with atomic_write(weights) as temporary:
         save_file(classifier.state_dict(), temporary)
-    detector = detectors.load("digits", weights=weights)
-    images = (
-        digits.draw(settings.reference_seed, np.arange(start, min(start + 1024, settings.num_reference)))[0]
-        for start in range(0, settings.num_reference, 1024)
-    )
-    features = torch.cat([detector(batch) for batch in images]).numpy()
-    tags = dict(detector.tags) | {"source_digest": digits.digest}
-    statistics.save(statistics.from_features(features, tags), folder / "digits.npz")
-    with atomic_write(folder / "digits-features.npy") as temporary, open(temporary, "wb") as file:
-        np.save(file, features)
-    write_json(folder / "digits.json", {"accuracy": accuracy, "num_reference": settings.num_reference})
+    write_json(note, {"accuracy": accuracy, "made_from": made_from})  # last: it tells what the weights are
+    return weights
+
+
+def load_detector(weights: str | Path | None = None, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier with the weights in a file, on `device`; raises InputError where they are missing or others."""
+    if weights is None:
+        raise InputError("detector 'digits' needs its weights, the digits.safetensors that stage `reference` writes")
+    model = Classifier().eval().requires_grad_(False)
+    with explained(f"{weights}: not the digits classifier", errors=(RuntimeError,)):
+        model.load_state_dict(load_state_dict(weights))
+    model.tags = {"detector": NAME, "weights_sha256": sha256_file(weights), "resize": "none", "dtype": "float32"}
+    return model.to(device)
+
+
+register(NAME, load_detector, "fd_digits", NAME, Name("FD_digits", -1, 3, r"FD$_\mathrm{digits}$"))

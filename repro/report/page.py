@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from repro.report.figures import COLUMN, INK
-from repro.report.tables import Table, read_view
-from repro.report.views import MOODS
+from repro.drawing import COLUMN, INK
+from repro.report.figures import mosaic
+from repro.report.tables import Table, read_csv, read_view
+from repro.report.views import MOODS, TEMPLATES, to_html
 from repro.study import Study
-from repro.verdicts import measures
+from repro.verdicts import measures, names
 
-TEMPLATES = Path(__file__).parent / "templates"
 TILE = 128  # pixels: larger samples are scaled down
 COLUMNS = 8  # samples side by side
+FACTS = {"device": "Devices", "versions": "Versions", "commit": "Commits"}
+DIGESTS = ["configuration", "main", "main_sha256", "guide", "guide_sha256"]
+DIGESTS += ["detector", "detector_sha256", "reference_sha256"]
 
 
 @dataclass(frozen=True)
@@ -58,64 +59,50 @@ def render(
     previews: dict[str, list[Preview]],
 ) -> str:
     """The page, from the files that the report wrote into `folder`."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    planned = measures.planned(study)
-    missing = [key for key in planned if not (measures.result_folder(study, key) / measures.MEASURES).exists()]
-    return environment.get_template("report.html").render(
+    planned = measures.entries(study)
+    missing = [key for key in planned if not measures.result_file(study, key).exists()]
+    paths = [folder / f"{table.name}.csv" for table in tables]
+    shown = []
+    for table, path in zip(tables, paths, strict=True):
+        view = read_view(table, folder)
+        shown.append(vars(table) | {"html": Markup(to_html(view)), "notes": view.notes, "csv": _embedded(path)})
+    return TEMPLATES.get_template("report.html").render(
         study=study,
         cards=_cards(len(planned) - len(missing), len(planned), tables, folder),
         missing=missing,
-        verdicts=[_table(table, folder) for table in tables if table.judges],
-        tables=[_table(table, folder) for table in tables if not table.judges],
+        verdicts=[table for table in shown if table["judges"]],
+        tables=[table for table in shown if not table["judges"]],
         figures=[_figure(figure, folder) for figure in figures],
-        flips={data: [_flip(p) for p in found] for data, found in previews.items() if found},
-        seeds={data: found[0].seeds.tolist() for data, found in previews.items() if found},
-        origin=provenance(pd.concat([pd.read_csv(folder / f"{t.name}.csv", dtype=str) for t in tables])),
+        flips={data: [vars(p) | _flip(p) for p in found] for data, found in previews.items()},
+        origin=provenance(paths),
     )
 
 
-def _cards(done: int, planned: int, tables: Sequence[Table], folder: Path) -> list[dict[str, object]]:
+def _cards(done: int, planned: int, tables: Sequence[Table], folder: Path) -> list[dict[str, str]]:
     """What a reader wants to know first: how much was measured, and which verdicts came out how often."""
-    cards: list[dict[str, object]] = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
+    cards = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
     for table in tables:
         if table.judges:
-            verdicts = measures.read_csv(folder / f"{table.name}.csv")["verdict"]
+            verdicts = read_csv(folder / f"{table.name}.csv")["verdict"]
             for verdict, count in verdicts.value_counts().items():
                 label, mood = f"{table.judges}: {verdict}", MOODS.get(str(verdict), "")
                 cards.append({"value": f"{count} of {len(verdicts)}", "label": label, "mood": mood})
     return cards
 
 
-def _table(table: Table, folder: Path) -> dict[str, Any]:
-    path = folder / f"{table.name}.csv"
-    return {
-        "name": table.name,
-        "title": table.title,
-        "caption": table.caption,
-        "html": Markup(path.with_suffix(".html").read_text()),
-        "notes": read_view(table, folder).notes,
-        "csv": _embedded(path),
-    }
-
-
 def _figure(figure: Figure, folder: Path) -> dict[str, Any]:
-    svg, csv = folder / f"{figure.name}.svg", folder / f"{figure.name}.csv"
-    return {
-        "name": figure.name,
-        "title": figure.title,
-        "caption": figure.caption,
+    png, svg, csv = (folder / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "csv"))
+    drawing = {
+        "png": None if figure.own_style else data_uri(png.read_bytes(), "image/png"),
         "svg": Markup(inline_svg(svg.read_text(), figure.name, figure.title)) if figure.own_style else None,
-        "png": None if figure.own_style else data_uri((folder / f"{figure.name}.png").read_bytes(), "image/png"),
-        "csv": _embedded(csv) if csv.exists() else None,
     }
+    return vars(figure) | drawing | {"csv": _embedded(csv) if csv.exists() else None}
 
 
 def _embedded(path: Path) -> dict[str, str]:
     """A CSV to read and to save from the page."""
-    text = path.read_text()
-    return {"name": path.name, "text": text, "uri": f"data:text/csv;charset=utf-8,{quote(text)}"}
+    content = path.read_bytes()
+    return {"name": path.name, "text": content.decode(), "uri": data_uri(content, "text/csv;charset=utf-8")}
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -136,39 +123,26 @@ def inline_svg(svg: str, name: str, title: str) -> str:
 
 
 def _flip(preview: Preview) -> dict[str, str]:
-    """Samples of one configuration as one image."""
-    return {
-        "configuration": preview.configuration,
-        "method": measures.method_label(preview.method),
-        "uri": sprite(preview.images),
-    }
+    return {"label": names.label(preview.method), "uri": sprite(preview.images)}
 
 
 def sprite(images: NDArray[np.uint8]) -> str:
     """uint8 [n, H, W, C] -> data URI of a grid, `COLUMNS` wide; small images as PNG, photographs as JPEG."""
-    count, height, width, channels = images.shape
-    rows = -(-count // COLUMNS)
-    gap = max(1, width // 32)
-    padded = np.full((rows * COLUMNS, height + gap, width + gap, channels), 255, np.uint8)
-    padded[:count, :height, :width] = images
-    height, width = height + gap, width + gap
-    grid = padded.reshape(rows, COLUMNS, height, width, channels).transpose(0, 2, 1, 3, 4)
-    picture = Image.fromarray(grid.reshape(rows * height, COLUMNS * width, channels).squeeze())
-    buffer = io.BytesIO()
+    picture, buffer = mosaic(images, COLUMNS), io.BytesIO()
+    width = picture.width // COLUMNS
     if width <= 68:
         picture.save(buffer, "png", optimize=True)
         return data_uri(buffer.getvalue(), "image/png")
-    size = min(width, TILE)
-    picture.resize((COLUMNS * size, rows * size), Image.Resampling.LANCZOS).save(buffer, "jpeg", quality=88)
+    scale = min(width, TILE) / width
+    shrunk = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    shrunk.save(buffer, "jpeg", quality=88)
     return data_uri(buffer.getvalue(), "image/jpeg")
 
 
-def provenance(rows: pd.DataFrame) -> dict[str, Any]:
-    """Devices, versions and commits of all rows, and the digests of each configuration."""
-    if "device" not in rows:
-        return {"facts": {}, "digests": []}
-    names = {"device": "Devices", "versions": "Versions", "commit": "Commits"}
-    facts = {label: sorted(rows[name].dropna().unique()) for name, label in names.items() if name in rows}
-    keys = ["configuration", "main", "main_sha256", "guide", "guide_sha256", "detector", "detector_sha256"]
-    digests = rows.dropna(subset=["main_sha256"]).reindex(columns=[*keys, "reference_sha256"]).drop_duplicates()
+def provenance(paths: Sequence[Path]) -> dict[str, Any]:
+    """Devices, versions and commits of all rows of the tables `paths`, and the digests of each configuration."""
+    nothing = pd.DataFrame(columns=[*DIGESTS, *FACTS])
+    rows = pd.concat([nothing, *(pd.read_csv(path, dtype=str) for path in paths)])
+    facts = {label: list(rows[name].dropna().unique()) for name, label in FACTS.items()}
+    digests = rows.dropna(subset=["main_sha256"])[DIGESTS].drop_duplicates()
     return {"facts": facts, "digests": digests.fillna("").to_dict("records")}

@@ -1,1 +1,1 @@
-"""From a configuration and seeds to kept images."""
+"""From a configuration and seeds to kept images and features."""

@@ -1,108 +1,131 @@
-"""Training runs as the snapshots they left behind, from which networks of any EMA length are reconstructed."""
+"""Training runs as the snapshots they left behind, and the networks of any EMA length that are made from them."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from metrics.files import InputError
+from metrics import distributed
+from metrics.files import InputError, nearest
 from repro import ema, snapshots
-from repro.study import Study, nearest
+from repro.guidance import Guided
+from repro.sampling.pairs import SUFFIXES
+from repro.search.space import Candidate, Interval, SearchSettings, Space, lattice
+from repro.strict import digest
+from repro.study import Study
 
-SUFFIXES = (".safetensors", ".pkl")
 
-
-@dataclass(frozen=True)
 class Run:
-    """A training run: the folder of its snapshots RUN-KIMG-STD."""
+    """A training run: the snapshots RUN-KIMG-STD in `folder`, by `times`: images seen, EMA length.
 
-    source: str
-    """Id in the study, or folder."""
-    folder: Path
-    times: Mapping[Path, tuple[int, float]]
-    """Snapshot -> images seen, EMA length."""
+    `source` is its id in the study, or the folder. Raises InputError where there are none, or those of several runs.
+    """
+
+    def __init__(self, source: str, folder: Path) -> None:
+        names = {path: snapshots.parse_name(path.name) for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES}
+        times = {path: time for path, name in names.items() if name and (time := ema.snapshot_time(path))[0] > 0}
+        runs = sorted({name.run for path, name in names.items() if name and path in times})
+        if len(runs) != 1:
+            found = f"those of {', '.join(runs)}" if runs else "none"
+            raise InputError(f"{folder}: expected the snapshots RUN-KIMG-STD of one training run, found {found}")
+        self.source, self.name, self.folder, self.times = source, runs[0], folder, times
 
     @cached_property
-    def name(self) -> str:
-        """RUN, as in the names of its snapshots."""
-        parts = snapshots.parse_name(min(self.times).name)
-        assert parts is not None  # read_run took no other
-        return parts.run
-
-    @property
-    def nimg(self) -> list[int]:
-        """Times of its snapshots, in images, ascending."""
-        return sorted({nimg for nimg, _ in self.times.values()})
+    def lengths(self) -> dict[int, int]:
+        """Training lengths of its snapshots, ascending: thousands of images as in file names -> images."""
+        return {nimg // 1000: nimg for nimg in sorted({nimg for nimg, _ in self.times.values()})}
 
     def halvings(self) -> list[int]:
         """Thousands of images: the whole training, half of it, a quarter, ..., where there are snapshots."""
-        known, last = set(self.nimg), self.nimg[-1]
-        found = [last >> k for k in range(last.bit_length()) if last >> k in known and last % 2**k == 0]
-        return [nimg // 1000 for nimg in found]
+        whole = max(self.lengths.values())
+        halves = {whole / 2**k for k in range(whole.bit_length())}
+        return [kimg for kimg, nimg in self.lengths.items() if nimg in halves]
 
-    def at(self, kimg: int) -> int:
-        """The snapshots' time, in images, that file names call `kimg`."""
-        for nimg in self.nimg:
-            if nimg // 1000 == kimg:
-                return nimg
-        known = ", ".join(str(nimg // 1000) for nimg in self.nimg)
-        raise InputError(f"{self.folder}: no snapshot at {kimg} kimg; there are snapshots at {known}")
+    def ema_range(self, kimg: int, settings: SearchSettings) -> Interval:
+        """Least and greatest EMA length of the lattice whose profile the snapshots up to `kimg` rebuild well enough.
 
-    def ema_range(self, kimg: int, lattice: NDArray[np.float64], profile_error: float) -> tuple[float, float]:
-        """Least and greatest EMA length of `lattice` whose profile the snapshots up to `kimg` rebuild well enough.
-
-        `profile_error`: largest relative L2 error. Lengths between good ones are good: the error grows away from the
-        lengths that were tracked.
-
-        Raises:
-            InputError: none is.
+        Lengths between good ones are good: the error grows away from the lengths that were tracked. Raises InputError
+        where none is, or there is no snapshot at `kimg`.
         """
-        last = self.at(kimg)
-        nimg, std = zip(*sorted(time for time in self.times.values() if time[0] <= last), strict=True)
-        good = lattice[ema.profile_error(nimg, std, last, lattice) <= profile_error]
+        if kimg not in self.lengths:
+            raise InputError(f"{self.folder}: no snapshot at {kimg} kimg; there are snapshots at {list(self.lengths)}")
+        until, stds = self.lengths[kimg], lattice(settings.ema, settings.ema_steps[-1])
+        nimg, std = zip(*sorted(time for time in self.times.values() if time[0] <= until), strict=True)
+        good = stds[ema.profile_error(nimg, std, until, stds) <= settings.profile_error]
         if not len(good):
             raise InputError(
-                f"{self.folder}: the snapshots up to {kimg} kimg give no EMA length from {lattice[0]:g} to "
-                f"{lattice[-1]:g} within profile_error {profile_error:g}; keep snapshots more often, or leave {kimg} "
-                "out of guide_kimg"
+                f"{self.folder}: no EMA length from {stds[0]:g} to {stds[-1]:g} at {kimg} kimg is within profile_error "
+                f"{settings.profile_error:g}; keep snapshots more often, or leave {kimg} out of guide_kimg"
             )
         return float(good[0]), float(good[-1])
 
     @cached_property
     def stamp(self) -> str:
         """A short digest that changes with the snapshots, from their places, sizes and times."""
-        facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(self.times)]
-        return hashlib.sha256(repr((self.folder.resolve(), facts)).encode()).hexdigest()[:8]
-
-
-def read_run(source: str, folder: Path) -> Run:
-    """The run whose snapshots are in `folder`.
-
-    Raises:
-        InputError: no snapshots, or those of several runs.
-    """
-    files = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and snapshots.parse_name(p.name)]
-    names = {parts.run for p in files if (parts := snapshots.parse_name(p.name)) is not None}
-    if len(names) != 1:
-        found = f"those of {', '.join(sorted(names))}" if names else "none"
-        raise InputError(f"{folder}: expected the snapshots RUN-KIMG-STD of one training run, found {found}")
-    times = {path: ema.snapshot_time(path) for path in files}
-    return Run(source, folder, {path: time for path, time in times.items() if time[0] > 0})
+        stats = [(path.name, path.stat()) for path in sorted(self.times)]
+        return digest(str(self.folder.resolve()), [(name, s.st_size, s.st_mtime_ns) for name, s in stats])[:8]
 
 
 def locate(study: Study, section: str, source: str) -> Path:
-    """The folder (or file) of an id in a study's output `section`, or `source` itself as a path.
-
-    Raises:
-        InputError: there is nothing.
-    """
-    known = {*study.networks, *study.reconstruct} if section == "networks" else {*study.data}
-    place = study.out / section / source if source in known else Path(source)
+    """The folder of an id in a study's output `section`, or `source` itself as a path; raises InputError if neither."""
+    ids = study.network_sets if section == "networks" else study.datasets
+    place = study.out / section / source if source in ids else Path(source)
     if not place.exists():
-        remedy = f"; run stage {section}@{source} first" if source in known else nearest(source, known)
+        remedy = "; run `dvc repro` first" if source in ids else nearest(source, ids)
         raise InputError(f"{place}: neither a path nor an id of study {study.study} with output{remedy}")
     return place
+
+
+class Networks:
+    """The main network and the runs of guides, by ids of a study or paths; what is reconstructed lies in `folder`.
+
+    `main` is the run whose last snapshots it is made from; None where it is one `file`. Raises InputError where one is
+    neither id nor path, or two guides have one name.
+    """
+
+    def __init__(self, study: Study, main: str, guides: Sequence[str], folder: Path) -> None:
+        place = locate(study, "networks", main)
+        self.guides: dict[str, Run] = {}
+        for source in guides:
+            run = Run(source, locate(study, "networks", source))
+            if self.guides.setdefault(run.name, run) is not run:
+                raise InputError(f"guides {', '.join(guides)}: two runs have the name {run.name}; give each once")
+        self.main, self.file, self.folder = None if place.is_file() else Run(main, place), place, folder
+
+    def space(self, settings: SearchSettings) -> Space:
+        """Everything that can be tried; a main network is never its own guide at the end of its training."""
+        main, times = self.main, dict[str, dict[int, Interval]]()
+        for run in self.guides.values():
+            own = max(run.lengths) if main and main.stamp == run.stamp else None
+            kimgs = [kimg for kimg in sorted(settings.guide_kimg or run.halvings()) if kimg != own]
+            if not kimgs:
+                raise InputError(f"{run.folder}: nothing earlier than the main network itself; keep earlier snapshots")
+            times[run.name] = {kimg: run.ema_range(kimg, settings) for kimg in kimgs}
+        return Space(settings, times, None if main is None else main.ema_range(max(main.lengths), settings))
+
+    def averages(self, c: Candidate) -> dict[str, tuple[Run, int, float]]:
+        """Role -> run, training length and EMA length of the networks that a candidate has reconstructed."""
+        guide = {"guide": (self.guides[c.guide], c.kimg, c.guide_ema)}
+        if self.main is None or c.main_ema is None:
+            return guide
+        return {"main": (self.main, max(self.main.lengths), c.main_ema)} | guide
+
+    def guided(self, c: Candidate) -> Guided:
+        """A candidate with its networks as files, made or to be made."""
+        files = {"main": str(self.file)}
+        for role, (run, kimg, std) in self.averages(c).items():
+            files[role] = str(self.folder / f"{run.name}-{run.stamp}" / snapshots.format_name(run.name, kimg, std))
+        return Guided(files["main"], files["guide"], c.guidance).active
+
+    def reconstruct(self, candidates: Sequence[Candidate]) -> None:
+        """Make the networks that are missing; one pass over a run's snapshots per training length."""
+        wanted: dict[tuple[Run, int], dict[float, Path]] = {}
+        for c in candidates:
+            for role, (run, kimg, std) in self.averages(c).items():
+                file = getattr(self.guided(c), role)
+                if file and not Path(file).exists():
+                    wanted.setdefault((run, kimg), {})[std] = Path(file)
+        distributed.barrier()  # nobody writes before all have looked
+        for (run, kimg), paths in list(wanted.items())[distributed.rank() :: distributed.world_size()]:
+            for std, snapshot in ema.reconstruct(list(run.times), list(paths), run.lengths[kimg]).items():
+                snapshots.save(snapshot, paths[std])
+        distributed.barrier()

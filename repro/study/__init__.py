@@ -1,6 +1,20 @@
 """Studies: what one pipeline run is asked for."""
 
-from repro.strict import build as build
-from repro.strict import nearest as nearest
-from repro.study.files import *  # noqa: F403
-from repro.study.schema import *  # noqa: F403
+from repro.study.files import PARAMS, STUDIES, available, load, named, study_path, use
+from repro.study.schema import (
+    OUT,
+    Claim,
+    CurveClaim,
+    Data,
+    Evaluate,
+    Networks,
+    Published,
+    Study,
+    Sweep,
+    Waived,
+    known,
+    parse_seeds,
+)
+
+__all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "parse_seeds", "study_path", "use"]
+__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Networks", "Published", "Study", "Sweep", "Waived"]

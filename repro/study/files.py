@@ -1,76 +1,82 @@
 """Study files: listed, read, and made the active one."""
 
+import contextlib
+import re
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from metrics.files import InputError, write_text
-from repro.strict import build, nearest
-from repro.study.schema import Study
+from metrics.files import InputError, nearest, write_text
+from metrics.registry import load_plugins
+from repro.strict import build, located, read_yaml
+from repro.study.schema import ID, Study
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("studies")
+TEMPLATE = "mine"
 
 
 def load(path: Path = PARAMS) -> Study:
-    """Read and check a study file.
+    """Read and check a study file; modules that it names as plugins are imported.
 
-    Raises:
-        InputError: missing file, bad YAML, unknown or missing key, wrong type, dangling reference; the message
-            names file and key.
+    Raises InputError that names file and key: missing file, bad YAML, unknown or missing key, wrong type, unknown id.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such study file; `repro study list` names those at hand") from None
-    except yaml.YAMLError as err:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from err
-    try:
+    if not path.exists():
+        raise InputError(f"{path}: no such study file; `repro study list` names those at hand")
+    raw = read_yaml(path)
+    with located(path):
+        if isinstance(raw, dict):
+            _check_moved(raw)
+            load_plugins(build(list[str], raw.get("plugins", []), "plugins"))
         return build(Study, raw)
-    except InputError as err:
-        raise InputError(f"{path}: {err}") from None
+
+
+def _check_moved(raw: dict[str, Any]) -> None:
+    """Say of a study that was written for version 0.1 what became of its keys."""
+    if "launcher" in raw:
+        raise InputError("launcher is no part of a study any more: set it in machine.yaml (see CHANGELOG.md)")
+    networks = raw.get("networks")
+    for key, item in networks.items() if isinstance(networks, dict) else ():
+        for old, new in (("train", "train"), ("code", "models")):
+            if isinstance(item, dict) and old in item:
+                raise InputError(f"networks.{key}.{old}: such entries stand under `{new}` now (see CHANGELOG.md)")
 
 
 def available() -> list[str]:
     """Names of the studies in studies/, templates left out."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml") if path.stem != "mine")
+    return sorted(path.stem for path in STUDIES.glob("*.yaml") if path.stem != TEMPLATE)
 
 
 def study_path(name: str) -> Path:
-    """File of a study by name.
-
-    Raises:
-        InputError: no such study; the message names the nearest.
-    """
+    """File of a study by name; raises InputError that names the nearest where there is none."""
     path = STUDIES / f"{name}.yaml"
-    if not path.exists():
+    if not re.fullmatch(ID, name) or not path.exists():
         raise InputError(f"no study '{name}' in {STUDIES}/{nearest(name, available())}")
     return path
+
+
+def named(name: str | None = None) -> Study:
+    """A study by name, the active one by default."""
+    return load(study_path(name) if name else PARAMS)
 
 
 def use(name: str, force: bool = False) -> list[str]:
     """Make `name` the active study: params.yaml becomes a copy of its file. Returns the ids added and removed.
 
-    Raises:
-        InputError: params.yaml equals no study file (hand edits would be lost) and `force` is not set, or
-            `name` shares stage ids with another study, which would overwrite each other in dvc.lock.
+    Raises InputError if params.yaml equals no study file (hand edits would be lost) and `force` is not set, or if
+    `name` shares stage ids with another study, which would overwrite each other in dvc.lock.
     """
     target = study_path(name)
-    new = load(target)
+    after, before = load(target).ids(), set[str]()
     for other in available():
-        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & new.ids()
+        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & after
         if shared:
             raise InputError(f"{target}: stage {min(shared)} also occurs in {other}; ids must carry their study")
-    before: set[str] = set()
     if PARAMS.exists():
         text = PARAMS.read_text()
         known = [path.read_text() for path in STUDIES.glob("*.yaml")]
         if text not in known and not force:
             raise InputError(f"{PARAMS} has edits that no file in {STUDIES}/ holds; save them there or pass --force")
-        try:
+        with contextlib.suppress(InputError):
             before = load(PARAMS).ids()
-        except InputError:
-            before = set()
     write_text(PARAMS, target.read_text())
-    after = new.ids()
     return [f"+ {key}" for key in sorted(after - before)] + [f"- {key}" for key in sorted(before - after)]

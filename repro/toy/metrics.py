@@ -5,44 +5,44 @@ import math
 import torch
 from torch import Tensor
 
+from metrics.names import VALUES, Name
 from repro.toy.mixture import OFFSETS, Mixture
 
 MASS = 0.99  # of the true distribution inside the contour beyond which a sample is an outlier
+NAMES = {
+    name: VALUES.register(name, Name(label, better, decimals, of_features=False))
+    for name, label, better, decimals in (
+        ("outliers", "outliers", -1, 4),
+        ("log_density", "log-density", 0, 3),
+        ("log_density_median", "median log-density", 0, 3),
+        ("component_jsd", "component JSD", -1, 4),
+        ("branch_jsd", "branch JSD", -1, 4),
+        ("sliced_wasserstein", "sliced Wasserstein", -1, 4),
+    )
+}
+"""What `measure` gives."""
 
 
-def contour_level(log_density: Tensor, mass: float = MASS) -> float:
-    """Log density of the contour that holds `mass` of the distribution, from the values [N] at many true points."""
-    position = int((1 - mass) * len(log_density))
+def contour_level(log_density: Tensor) -> float:
+    """Log density of the contour that holds MASS of the distribution, from the values [N] at many true points."""
+    position = int((1 - MASS) * len(log_density))
     return log_density.kthvalue(position + 1).values.item()
 
 
-def outliers(log_density: Tensor, level: float) -> float:
-    """Share of samples whose log density [N] lies below `level`: 0 ... 1."""
-    return (log_density < level).double().mean().item()
-
-
 def coverage_jsd(assigned: Tensor, weights: Tensor) -> float:
-    """Jensen-Shannon divergence, in nats, of the share of samples per part of the mixture from its true weight.
+    """Jensen-Shannon divergence, in nats, of the share of samples per part of the mixture from its true weight [K].
 
-    0 = every part receives its share; ln 2 = none does. `assigned` [N]: index of each sample's part; `weights` [K].
-    Counts fluctuate, so that even N samples of the mixture itself have about K / 8N.
+    0 = every part receives its share; ln 2 = none does; N samples of the mixture itself have about K / 8N.
+    `assigned` [N]: index of each sample's part.
     """
-    counts = torch.bincount(assigned, minlength=len(weights))
-    return jensen_shannon(counts.double() / len(assigned), weights)
-
-
-def jensen_shannon(p: Tensor, q: Tensor) -> float:
-    """Jensen-Shannon divergence in nats of two discrete distributions [K], each summing to 1."""
-    middle = (p + q) / 2
-    terms = torch.xlogy(p, p / middle).nan_to_num() + torch.xlogy(q, q / middle).nan_to_num()
+    shares = torch.bincount(assigned, minlength=len(weights)).double() / len(assigned)
+    middle = (shares + weights) / 2
+    terms = torch.xlogy(shares, shares / middle).nan_to_num() + torch.xlogy(weights, weights / middle).nan_to_num()
     return terms.sum().item() / 2
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, num_directions: int) -> float:
-    """Mean over directions of the 1-Wasserstein distance of the projections of two point sets, both [N, 2].
-
-    The directions divide the half circle evenly.
-    """
+    """Mean of the 1-Wasserstein distances of two point sets [N, 2], projected on evenly spaced directions."""
     angles = torch.arange(num_directions, dtype=a.dtype) * (math.pi / num_directions)
     directions = torch.stack([angles.cos(), angles.sin()])  # [2, D]
     projected_a, projected_b = ((points @ directions).T.sort(dim=1).values for points in (a, b))
@@ -50,11 +50,11 @@ def sliced_wasserstein(a: Tensor, b: Tensor, num_directions: int) -> float:
 
 
 def measure(mixture: Mixture, samples: Tensor, true: Tensor, level: float, num_directions: int) -> dict[str, float]:
-    """Every measure of `samples` [N, 2] against as many `true` points and the contour `level`."""
+    """Every measure of `NAMES` of `samples` [N, 2] against as many `true` points and the contour `level`."""
     log_density = mixture.log_density(samples)
     components = mixture.assign(samples)
     return {
-        "outliers": outliers(log_density, level),
+        "outliers": (log_density < level).double().mean().item(),  # their share
         "log_density": log_density.mean().item(),
         "log_density_median": log_density.median().item(),
         "component_jsd": coverage_jsd(components, mixture.component_weights),

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repro.toy.fast_score import CHUNK, FastScore
+
 SEED = 2
 DEPTH = 6  # subdivisions: 2^(DEPTH + 1) - 1 branches per class
 ROOT_ANGLES = {"A": math.pi / 4, "B": math.pi * 5 / 4}
@@ -19,9 +21,6 @@ ORIGIN = (0.0030, 0.0325)  # with SCALE: both classes together have mean 0 and s
 SCALE = (1.3136, 1.3844)
 EXTENT = 0.06  # standard deviation of a component along its branch, in branch lengths
 OFFSETS = torch.linspace(0.07, 0.93, 8, dtype=torch.float64) - 0.5  # of a branch's components from its middle
-
-CHUNK = 512  # points at a time, so that intermediate results stay in the processor's cache
-EXP_FLOOR = -80.0  # below it float32 exponentials are denormal: slow, and nothing beside the largest term, 1
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,6 @@ class Mixture:
     covariances: Tensor
 
     @property
-    def num_components(self) -> int:
-        return len(self.weights) * len(OFFSETS)
-
-    @property
     def means(self) -> Tensor:
         """Means of the components, branch by branch: [8 B, 2]."""
         return (self.centres[:, None] + OFFSETS[:, None] * self.spans[:, None]).flatten(0, 1)
@@ -53,13 +48,6 @@ class Mixture:
     def component_weights(self) -> Tensor:
         """Probability of each component, branch by branch: [8 B]."""
         return self.weights.repeat_interleave(len(OFFSETS)) / len(OFFSETS)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean [2] and covariance [2, 2] of the whole mixture."""
-        mean = self.component_weights @ self.means
-        apart = self.means - mean
-        between = torch.einsum("k,ki,kj->ij", self.component_weights, apart, apart)
-        return mean, between + torch.einsum("b,bij->ij", self.weights, self.covariances)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> Tensor:
         """Points of the mixture without noise: [num, 2] float32."""
@@ -71,15 +59,14 @@ class Mixture:
 
     def log_density(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """log p(x; sigma) in float64, differentiable: [N, 2] -> [N]."""
-        chunks = [_logits(self, c, sigma).flatten(1).logsumexp(1) for c in x.split(CHUNK)]
+        chunks = [self._fast.logits(points, sigma).flatten(1).logsumexp(1) for points in x.split(CHUNK)]
         return torch.cat(chunks)
 
     def assign(self, x: Tensor) -> Tensor:
         """Index of the component that most probably made each point, in the order of `means`: [N, 2] -> int64 [N]."""
-        chunks = [_logits(self, c, 0.0).transpose(1, 2).flatten(1).argmax(1) for c in x.split(CHUNK)]
+        chunks = [self._fast.logits(points, 0.0).transpose(1, 2).flatten(1).argmax(1) for points in x.split(CHUNK)]
         return torch.cat(chunks)
 
-    @torch.no_grad()
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Gradient of log p(x; sigma), exact to 1e-6 / sigma, in the dtype of `x`.
 
@@ -88,42 +75,15 @@ class Mixture:
             sigma: noise level, more than 0: a number, or one per point ([N] or [N, 1]).
         """
         sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
-        workspace = torch.empty([CHUNK, len(OFFSETS), len(self.weights)])
-        chunks = zip(x.split(CHUNK), sigma.split(CHUNK), strict=True)
-        return torch.cat([_score(self, points, levels, workspace[: len(points)]) for points, levels in chunks]).to(
-            x.dtype
-        )
+        return self._fast.score(x, sigma).to(x.dtype)
 
     @cached_property
     def _cholesky(self) -> Tensor:
         return torch.linalg.cholesky(self.covariances)
 
     @cached_property
-    def _adjugates(self) -> Tensor:
-        """[B, 2, 2]; (covariance + s I)^-1 = (adjugate + s I) / det(covariance + s I)."""
-        trace = self.covariances.diagonal(dim1=1, dim2=2).sum(1)
-        return trace[:, None, None] * torch.eye(2, dtype=torch.float64) - self.covariances
-
-    @cached_property
-    def _quadratics(self) -> Tensor:
-        """Coefficients [11, 4 B] over `_features` of D, and of a, b and c times D (see `_branch_terms`)."""
-        J, m, d = self._adjugates, self.centres, self.spans
-        Jm, Jd = torch.einsum("bij,bj->bi", J, m), torch.einsum("bij,bj->bi", J, d)
-        zero, one = torch.zeros_like(self.weights), torch.ones_like(self.weights)
-        D = [J.det(), *[zero] * 5, J.diagonal(dim1=1, dim2=2).sum(1), *[zero] * 3, one]
-        squares = [J[:, 0, 0], 2 * J[:, 0, 1], J[:, 1, 1]]
-        a = [_dot(m, Jm), *(-2 * Jm).unbind(1), *squares, _dot(m, m), *(-2 * m).unbind(1), one, zero]
-        b = [_dot(m, Jd), *(-Jd).unbind(1), *[zero] * 3, _dot(m, d), *(-d).unbind(1), zero, zero]
-        c = [_dot(d, Jd), *[zero] * 5, _dot(d, d), *[zero] * 4]
-        return torch.cat([torch.stack(D), -0.5 * torch.stack(a), -torch.stack(b), -0.5 * torch.stack(c)], dim=1)
-
-    @cached_property
-    def _force(self) -> tuple[Tensor, Tensor]:
-        """[B, 8] and [B, 4]: what `_score` sums over branches, weighted by responsibility / D."""
-        J, m, d = self._adjugates, self.centres, self.spans
-        Jm, Jd = torch.einsum("bij,bj->bi", J, m), torch.einsum("bij,bj->bi", J, d)
-        one = torch.ones_like(self.weights)[:, None]
-        return torch.cat([J[:, 0], J[:, 1, 1:], one, Jm, m], dim=1), torch.cat([Jd, d], dim=1)
+    def _fast(self) -> FastScore:
+        return FastScore(self.weights, self.centres, self.spans, self.covariances, OFFSETS)
 
 
 def fractal(classes: str = "AB") -> Mixture:
@@ -133,22 +93,22 @@ def fractal(classes: str = "AB") -> Mixture:
     branch's length, then each child's angle just before that child; a last level of angles is drawn in vain.
     """
     rnd = np.random.RandomState(SEED)
-    branches: list[tuple[str, int, float, float, np.ndarray]] = []  # class, depth, angle, length, beginning
+    branches: list[tuple[float, ...]] = []  # depth, angle, length, beginning
 
     def grow(label: str, depth: int, angle: float, start: np.ndarray) -> None:
         if depth > DEPTH:
             return
         length = 0.292 * 0.8**depth * (1 + 0.2 * rnd.randn())
-        branches.append((label, depth, angle, length, start))
+        if label in classes:
+            branches.append((depth, angle, length, *start))
         end = start + length * np.array([math.cos(angle), math.sin(angle)])
         for side in (1, -1):
             grow(label, depth + 1, angle + side * 0.7**depth * (1 + 0.2 * rnd.randn()), end)
 
     for label, root in ROOT_ANGLES.items():
         grow(label, 0, root, np.array(ORIGIN))
-    chosen = [branch[1:] for branch in branches if branch[0] in classes]
-    depths, angles, lengths = torch.tensor([branch[:3] for branch in chosen], dtype=torch.float64).unbind(1)  # [B] each
-    start = torch.tensor(np.array([branch[3] for branch in chosen]))
+    table = torch.tensor(branches, dtype=torch.float64)
+    (depths, angles, lengths), start = table[:, :3].unbind(1), table[:, 3:]  # [B] each, [B, 2]
     cos, sin = torch.cos(angles), torch.sin(angles)
     along, across = torch.stack([cos, sin], dim=1), torch.stack([-sin, cos], dim=1)  # [B, 2]
     scale = torch.tensor(SCALE, dtype=torch.float64)
@@ -157,64 +117,3 @@ def fractal(classes: str = "AB") -> Mixture:
     axes = EXTENT * torch.stack([span * scale, thickness[:, None] * across * scale], dim=2)  # [B, 2, 2]
     weights = lengths * 0.5**depths
     return Mixture(weights / weights.sum(), (start + span / 2) * scale, span * scale, axes @ axes.mT)
-
-
-# With S = covariance + sigma^2 I, the logarithm of N(x; centre + t span, S) is, up to its normalisation, quadratic in
-# the offset t within a branch: a + b t + c t^2. Since S^-1 = (adj(covariance) + sigma^2 I) / D with D = det S, each of
-# D, a D, b D and c D is a polynomial in x and sigma^2, so that one small matrix product gives them for all branches.
-# In float64 nothing is lost by expanding the squares. For every single component there remain a quadratic and an
-# exponential, in float32. The sums over components return to branches and end in small matrix products as well.
-
-
-def _features(x: Tensor, s: Tensor) -> Tensor:
-    """Monomials [N, 11] of points [N, 2] and sigma^2 [N] over which `_quadratics` are expressed."""
-    x0, x1 = x.unbind(1)
-    one = torch.ones_like(x0)
-    return torch.stack([one, x0, x1, x0**2, x0 * x1, x1**2, s, s * x0, s * x1, s * _dot(x, x), s**2], dim=1)
-
-
-def _branch_terms(mixture: Mixture, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """1/D, a, b, c, each float64 [N, B]."""
-    D, aD, bD, cD = (_features(x, s) @ mixture._quadratics).chunk(4, dim=1)
-    scale = D.reciprocal()
-    return scale, aD * scale, bD * scale, cD * scale
-
-
-def _logits(mixture: Mixture, x: Tensor, sigma: float) -> Tensor:
-    """Log of weight times density of every component, float64 [N, 8, B]."""
-    x = x.double()
-    scale, a, b, c = _branch_terms(mixture, x, torch.full_like(x[:, 0], sigma**2))
-    a = a + (mixture.weights * scale.sqrt() / (2 * math.pi * len(OFFSETS))).log()
-    t = OFFSETS[:, None]
-    return a[:, None] + t * (b[:, None] + t * c[:, None])
-
-
-def _score(mixture: Mixture, x: Tensor, sigma: Tensor, E: Tensor) -> Tensor:
-    """Score [N, 2] float64 of points [N, 2] at sigma [N]; `E` is a workspace, float32 [N, 8, B]."""
-    x, s = x.double(), sigma**2
-    scale, a, b, c = _branch_terms(mixture, x, s)
-    t = OFFSETS.float()[:, None]
-
-    # The exponents' maximum over the segment, not the 8 points on it: 8 times cheaper, and as good against overflow.
-    b, c = b.float(), c.float()
-    top = (b / c).mul_(-0.5).clamp_(t[0].item(), t[-1].item())
-    highest = (a + torch.addcmul(b, c, top).mul_(top)).amax(1, keepdim=True)
-    a = a.sub_(highest).float()
-    torch.mul(c[:, None], t, out=E).add_(b[:, None]).mul_(t).add_(a[:, None]).clamp_min_(EXP_FLOOR).exp_()
-
-    # Sums over a branch's components of E and of t E, then over branches of S^-1 (x - mean).
-    E_sum, tE_sum = torch.matmul(torch.cat([torch.ones_like(t), t], dim=1).T, E).unbind(1)  # [N, B]
-    scale = scale.float()
-    density = scale.sqrt() * mixture.weights.float()
-    pull = density * scale
-    from_centre, along_span = mixture._force
-    J00, J01, J11, one, Jm0, Jm1, m0, m1 = ((E_sum * pull).double() @ from_centre).unbind(1)
-    Jd0, Jd1, d0, d1 = ((tE_sum * pull).double() @ along_span).unbind(1)
-    x0, x1 = x.unbind(1)
-    pull0 = J00 * x0 + J01 * x1 - Jm0 - Jd0 + s * (one * x0 - m0 - d0)
-    pull1 = J01 * x0 + J11 * x1 - Jm1 - Jd1 + s * (one * x1 - m1 - d1)
-    return -torch.stack([pull0, pull1], dim=1) / (E_sum * density).sum(1, keepdim=True)
-
-
-def _dot(u: Tensor, v: Tensor) -> Tensor:
-    return (u * v).sum(1)

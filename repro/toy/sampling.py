@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.guidance import Truncated, Wrapper
+from repro.degradations import Truncated
 from repro.networks import Denoiser
 from repro.sampler import sample
 from repro.toy.model import ToyNetwork
@@ -26,14 +26,12 @@ class Method:
 
 def methods(settings: ToySettings, networks: dict[str, ToyNetwork]) -> list[Method]:
     """The paper's four, in the order of its figure 1, from the networks `main`, `guide` and `unconditional`."""
-    main = networks["main"]
-    guide, unconditional = networks["guide"], networks["unconditional"]
-    w_cfg, w_auto, factor = settings.cfg, settings.autoguidance, settings.truncation
+    main, w_cfg, w_auto, factor = networks["main"], settings.cfg, settings.autoguidance, settings.truncation
     return [
         Method("unguided", "No guidance", 1.0, main),
-        Method("cfg", f"CFG, w = {w_cfg:g}", w_cfg, main, unconditional),
+        Method("cfg", f"CFG, w = {w_cfg:g}", w_cfg, main, networks["unconditional"]),
         Method("truncation", f"Score × {factor:g}", factor, Truncated(main, factor)),
-        Method("autoguidance", f"Autoguidance, w = {w_auto:g}", w_auto, main, guide),
+        Method("autoguidance", f"Autoguidance, w = {w_auto:g}", w_auto, main, networks["guide"]),
     ]
 
 
@@ -45,33 +43,18 @@ def draw(method: Method, settings: ToySettings, seed: int) -> Tensor:
 
 def solve(method: Method, settings: ToySettings, noise: Tensor, sigma_max: float) -> Tensor:
     """Where the sampler takes unit noise [N, 2] scaled to `sigma_max`."""
-    schedule: dict[str, Any] = {
-        "num_steps": settings.num_steps,
-        "sigma_min": settings.sigma_min,
-        "sigma_max": sigma_max,
-        "rho": settings.rho,
-    }
-    if method.guide is None:
-        return sample(method.network, noise, **schedule)
-    return sample(method.network, noise, guide=method.guide, guidance=method.guidance, **schedule)
+    schedule: dict[str, Any] = {name: getattr(settings, name) for name in ("num_steps", "sigma_min", "rho")}
+    weight = 1.0 if method.guide is None else method.guidance
+    return sample(method.network, noise, None, method.guide, weight, sigma_max=sigma_max, **schedule)
 
 
 def trajectories(method: Method, settings: ToySettings, start: Tensor, sigma_max: float) -> Tensor:
-    """Paths [num_steps + 1, N, 2] of the sampler from noisy points `start` [N, 2] at level `sigma_max`."""
-    recorder = _Recorder(method.network)
-    recorded = Method(method.name, method.title, method.guidance, recorder, method.guide)
-    end = solve(recorded, settings, start / sigma_max, sigma_max)
-    steps = recorder.seen[::2]  # Heun asks twice per step, first at its beginning
-    return torch.stack([*steps, end])
+    """Paths [num_steps + 1, N, 2] of the sampler from noisy points `start` [N, 2] at level `sigma_max`.
 
-
-class _Recorder(Wrapper):
-    """A denoiser that keeps the points it is asked about."""
-
-    def __init__(self, network: Denoiser) -> None:
-        super().__init__(network)
-        self.seen: list[Tensor] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        self.seen.append(x.clone())
-        return self.network(x, sigma, labels)
+    The method's main network is a ToyNetwork.
+    """
+    assert isinstance(method.network, ToyNetwork)
+    asked: list[Tensor] = []
+    with method.network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0])):
+        end = solve(method, settings, start / sigma_max, sigma_max)
+    return torch.stack([*asked[::2], end])  # Heun asks twice per step, first at its beginning

@@ -1,15 +1,13 @@
 """Settings of the 2D example; the defaults are the paper's (arXiv:2406.02507 appendix C)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from metrics.files import InputError
+from repro.strict import finite, positive, within
 
-
-def _positive(settings: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise InputError(f"{name} is {getattr(settings, name)}, expected more than 0")
+TRUE_SEED = 2**31  # first seed of true points; all others stay below (streams repeat at 2^32)
+LAST_SEED = TRUE_SEED - 2
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,12 @@ class ToyNetworkSettings:
     def __post_init__(self) -> None:
         if self.classes not in ("A", "B", "AB"):
             raise InputError(f"classes is '{self.classes}', expected A, B or AB")
-        _positive(self, "width", "iterations")
+        positive(self, "width", "iterations")
 
 
 @dataclass(frozen=True)
 class ToyTrainingSettings:
-    """What the networks' trainings share."""
+    """What the networks' trainings share; with `ToyNetworkSettings`, all that decides the trained weights."""
 
     seed: int = 0
     """Settles initial weights, training points and noise levels."""
@@ -48,28 +46,33 @@ class ToyTrainingSettings:
     """Standard deviation of ln(sigma)."""
     ema_std: float = 0.010
     """Relative length of the power-function average that is kept."""
-    checkpoint_every: int = 512
-    """Iterations between checkpoints."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size", "num_layers", "ref_lr", "ref_iterations", "P_std", "ema_std", "checkpoint_every")
+        within(self, 0, LAST_SEED, "seed")
+        positive(self, "num_layers", "batch_size", "ref_lr", "ref_iterations", "P_std", "ema_std")
+        within(self, 0, 0.3, "ema_std")
+        finite(self, "P_mean")
 
 
 @dataclass(frozen=True)
 class ToySettings:
     """One run of the 2D example."""
 
-    training: ToyTrainingSettings = field(default_factory=ToyTrainingSettings)
+    METHODS: ClassVar[tuple[str, ...]] = ("true", "unguided", "cfg", "autoguidance", "truncation")
+    """What is measured: fresh points of the mixture, and samples by every method."""
+
+    training: ToyTrainingSettings = ToyTrainingSettings()
     main: ToyNetworkSettings = ToyNetworkSettings("A", width=64, iterations=4096)
     guide: ToyNetworkSettings = ToyNetworkSettings("A", width=32, iterations=512)
     """Autoguidance: smaller and less trained, same class."""
     unconditional: ToyNetworkSettings = ToyNetworkSettings("AB", width=32, iterations=512)
     """Classifier-free guidance: sees both classes."""
+    checkpoint_every: int = 512
+    """Iterations between checkpoints; decides no result."""
 
     autoguidance: float = 3.0
-    """Guidance weight w."""
+    """Guidance weight w, as is `cfg`."""
     cfg: float = 4.0
-    """Guidance weight w."""
     truncation: float = 1.40
     """Factor of the score in naive truncation."""
     num_steps: int = 32
@@ -90,7 +93,10 @@ class ToySettings:
     """Whether the paper's figures 1 and 2 are drawn."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_steps", "sigma_min", "rho", "num_samples", "num_true", "num_directions")
+        positive(self, "checkpoint_every", "num_steps", "sigma_min", "sigma_max", "rho", "num_samples", "num_true")
+        positive(self, "num_directions")
+        finite(self, "autoguidance", "cfg", "truncation")
+        within(self, 0, LAST_SEED, "sampling_seeds")
         if not self.sigma_min < self.sigma_max:
             raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
         if not self.sampling_seeds or len(set(self.sampling_seeds)) < len(self.sampling_seeds):

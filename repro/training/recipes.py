@@ -1,21 +1,20 @@
 """Training presets: the published recipe for every size and resolution (EDM2 table 6), and the four models that the
 autoguidance paper trained besides (arXiv:2406.02507 algorithm 2)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from metrics.files import InputError
-from repro.study import MI, cost, nearest
-from repro.training import TrainingConfig
+from metrics.registry import Registry
+from repro.strict import build
+from repro.training.config import COUNTS, MI, NetworkSettings, TrainingConfig
 
-BATCH = 2048
 LABELS = 1000  # classes of ImageNet
-SNAPSHOT_MI, CHECKPOINT_MI = 8, 128
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What tells one run from another; everything else is the same for all."""
+    """What tells one run from another."""
 
     resolution: int
     """Of the images: 512 are trained as 64 x 64 latents of the VAE, 64 as pixels."""
@@ -31,25 +30,18 @@ class Recipe:
         """Resolution and channels that the network sees."""
         return (64, 4) if self.resolution == 512 else (64, 3)
 
-    def config(self, name: str) -> TrainingConfig:
-        """The run as the trainer takes it."""
-        latent = self.resolution == 512
-        return TrainingConfig(
-            name=name,
-            network={"model_channels": self.channels, "dropout": self.dropout},
-            total_nimg=self.duration_Mi * MI,
-            batch_size=BATCH,
-            conditional=self.conditional,
-            ref_lr=self.ref_lr,
-            ref_batches=70_000 if latent else 35_000,
-            P_mean=-0.4 if latent else -0.8,
-            P_std=1.0 if latent else 1.6,
-            snapshot_nimg=SNAPSHOT_MI * MI,
-            checkpoint_nimg=CHECKPOINT_MI * MI,
-        )
+    @property
+    def network(self) -> NetworkSettings:
+        """The network as the trainer takes it."""
+        return NetworkSettings(model_channels=self.channels, dropout=self.dropout)
 
 
-RECIPES = {
+SHARED = {
+    512: {"ref_batches": 70_000, "P_mean": -0.4, "P_std": 1.0},
+    64: {"ref_batches": 35_000, "P_mean": -0.8, "P_std": 1.6},
+}
+"""Resolution -> what all its recipes set."""
+EDM2 = {
     "edm2-img512-xxs": Recipe(512, 64, 0.0170, 2048),
     "edm2-img512-xs": Recipe(512, 128, 0.0120, 2048),
     "edm2-img512-s": Recipe(512, 192, 0.0100, 2048),
@@ -63,44 +55,33 @@ RECIPES = {
     "edm2-img64-l": Recipe(64, 320, 0.0080, 1024, dropout=0.1),
     "edm2-img64-xl": Recipe(64, 384, 0.0070, 640, dropout=0.1),
 }
-RECIPES |= {  # algorithm 2
-    "autoguidance-img512-s-uncond": replace(RECIPES["edm2-img512-s"], conditional=False),
-    "autoguidance-img64-xs-uncond": replace(RECIPES["edm2-img64-xs"], duration_Mi=2048, conditional=False),
-    "autoguidance-img64-xs": replace(RECIPES["edm2-img64-xs"], duration_Mi=512),
-    "autoguidance-img512-xxs": replace(RECIPES["edm2-img512-xxs"], duration_Mi=512),
+ALGORITHM_2 = {
+    "autoguidance-img512-s-uncond": replace(EDM2["edm2-img512-s"], conditional=False),
+    "autoguidance-img64-xs-uncond": replace(EDM2["edm2-img64-xs"], duration_Mi=2048, conditional=False),
+    "autoguidance-img64-xs": replace(EDM2["edm2-img64-xs"], duration_Mi=512),
+    "autoguidance-img512-xxs": replace(EDM2["edm2-img512-xxs"], duration_Mi=512),
 }
+RECIPES: Registry[Recipe] = Registry("training preset")
+for _name, _recipe in (EDM2 | ALGORITHM_2).items():
+    RECIPES.register(_name, _recipe)
 
 
-def recipe(name: str) -> Recipe:
-    """A recipe by name; raises InputError naming the nearest where there is none."""
-    if name not in RECIPES:
-        raise InputError(f"no training preset '{name}'{nearest(name, RECIPES)}")
-    return RECIPES[name]
+def configure(preset: str, changes: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """The recipe `preset` with other values, named as in YAML: of `TrainingConfig`, of its network under `network`.
 
-
-def configure(preset: str, network: dict[str, Any] | None = None, **changes: Any) -> TrainingConfig:
-    """The recipe `preset` with other values of `TrainingConfig`, and of its network's arguments; None: as it is.
-
-    Counts of images become whole steps; snapshots, checkpoints and log lines lie within the run.
-
-    Raises:
-        InputError: unknown recipe, or values that do not go together.
+    Counts of images become whole steps; snapshots, checkpoints and log lines lie within the run. Raises InputError for
+    an unknown recipe or name, or values that do not fit.
     """
-    base = recipe(preset).config(preset)
-    values = {key: value for key, value in changes.items() if value is not None}
-    batch, total = values.get("batch_size", base.batch_size), values.get("total_nimg", base.total_nimg)
-    if batch < 1:
-        raise InputError(f"batch_size is {batch}, expected 1 or more")
-    for key in ("total_nimg", "snapshot_nimg", "checkpoint_nimg", "log_nimg"):
-        wanted = min(values.get(key, getattr(base, key)), total)
-        values[key] = max(round(wanted / batch), 1) * batch
-    arguments = base.network | {key: value for key, value in (network or {}).items() if value is not None}
-    return replace(base, network=arguments, **values)
-
-
-def describe(config: TrainingConfig, chosen: Recipe) -> str:
-    """The full configuration and what it costs, as lines of text."""
-    resolution, channels = chosen.data_shape
-    facts = cost.training(config, resolution, channels, LABELS)
-    lines = [f"{key:22} {value}" for key, value in asdict(config).items()]
-    return "\n".join([*lines, "", *(f"{key:22} {value:,.4g}" for key, value in facts.items())])
+    recipe, changes = RECIPES[preset], dict(changes or {})
+    own = {
+        "name": preset,
+        "network": asdict(recipe.network),
+        "conditional": recipe.conditional,
+        "ref_lr": recipe.ref_lr,
+    }
+    base = build(TrainingConfig, own | SHARED[recipe.resolution] | {"total_nimg": recipe.duration_Mi * MI})
+    values = base.values() | changes
+    batch_size, total, counts = values["batch_size"], values["total_nimg"], {key: values[key] for key in COUNTS}
+    if all(type(n) is int and n > 0 for n in (batch_size, *counts.values())):  # whatever else is refused below
+        counts = {key: max(round(min(n, total) / batch_size), 1) * batch_size for key, n in counts.items()}
+    return base.changed(**changes | counts)

@@ -1,102 +1,141 @@
-"""The paper's qualitative claims, judged on what a study measured: does one method do better than another?"""
+"""Claims, judged on what was measured: does one configuration do better than another, is one curve the flatter?"""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from repro.pipeline.evaluate import FD_NAMES, STAND_INS
-from repro.study import Study
-from repro.verdicts.measures import metric
+from metrics.names import named
+from repro.study import Claim, CurveClaim
 
-COLUMNS = ["claim", "metric", "configuration", "value", "against", "against_value", "difference", "verdict", "reason"]
-DISTANCES = [name for detector, name in FD_NAMES.items() if detector not in STAND_INS]
-HOLDS, UNCLEAR, FAILS, NOT_RUN = "holds", "within the spread", "does not hold", "not run"
+HOLDS, UNCLEAR, FAILS = "holds", "within the spread", "does not hold"
+NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
+IMAGES = 50_000  # per point of a curve; fewer tell nothing about curves that differ by a few percent
+RISE = 1.25  # a curve is as wide as the weights at which it lies below this multiple of its least value
+EMA_STEP = 0.02  # how far the best EMA length may lie from the published one
 
 
 @dataclass(frozen=True)
-class Claim:
-    """`method` does better than `against` in `metric`; with `allowed`, it is at most that much worse."""
+class Verdict:
+    """What became of a claim."""
 
-    text: str
-    method: str
-    against: str
+    claim: str
     metric: str
-    allowed: float | None = None
+    configuration: str
+    """Which is said to be better; or the curve."""
+    value: float | None = None
+    """Its mean over seed blocks; or the feature of the curve."""
+    against: str = ""
+    against_value: float | None = None
+    difference: float | None = None
+    """Value minus the other's."""
+    verdict: str = NOT_RUN
+    reason: str = ""
+    source: str = ""
+
+    def decided(self, value: float, other: float, verdict: str, obstacles: list[str]) -> "Verdict":
+        """With both values, and the verdict on them where nothing forbids to compare them."""
+        judged = replace(self, value=value, against_value=other, difference=value - other)
+        return replace(judged, verdict=NOT_COMPARABLE if obstacles else verdict, reason="; ".join(obstacles))
 
 
-TOY = (
-    Claim("Autoguidance removes outliers", "autoguidance", "unguided", "outliers"),
-    Claim("Autoguidance keeps branches that CFG drops", "autoguidance", "cfg", "component_jsd"),
-    Claim("Autoguidance stays closer to the distribution than CFG", "autoguidance", "cfg", "sliced_wasserstein"),
-    Claim("Autoguidance keeps branches that truncation drops", "autoguidance", "truncation", "component_jsd"),
-)
-IMAGES = (
-    Claim("Autoguidance lowers {metric}", "autoguidance", "unguided", "fd"),
-    Claim("Autoguidance beats CFG in {metric}", "autoguidance", "cfg", "fd"),
-    Claim("Autoguidance raises precision", "autoguidance", "unguided", "precision"),
-    Claim("Autoguidance keeps recall, within 0.05", "autoguidance", "unguided", "recall", allowed=0.05),
-)
+COLUMNS = [field.name for field in fields(Verdict)]
 
 
-def judge(study: Study, summary: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim that the study's methods allow; columns `COLUMNS`.
+def no_numbers(rows: pd.DataFrame, metric: str) -> list[str]:
+    """Why measured rows decide nothing; empty where they do."""
+    return ["a value is not a number"] if rows["value"].isna().any() else []
 
-    A claim holds when every seed block of the better method beats every block of the other, and is `within the
-    spread` when only the means do. The difference is method minus against.
+
+def judge(
+    claims: Iterable[Claim],
+    found: pd.DataFrame,
+    obstacles: Callable[[pd.DataFrame, str], list[str]] = no_numbers,
+) -> list[Verdict]:
+    """A verdict per claim on the rows `found` (as `measures.read` gives them).
+
+    `obstacles(rows, metric)` says why rows of a configuration cannot be compared.
     """
-    rows = []
-    for key in study.toy:
-        found = summary[summary["id"] == key]
-        rows += [_row(claim, claim.metric, found) for claim in TOY]
-    for pair, claim in image_claims(study):
-        found = summary[summary["configuration"].isin(pair)]
-        wanted = DISTANCES if claim.metric == "fd" else [claim.metric]
-        rows += [_row(claim, name, found) for name in wanted if name in set(found["metric"])]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    verdicts = []
+    for claim in claims:
+        row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
+        measured = found[found["metric"] == claim.metric]
+        sides = {key: measured[measured["configuration"] == key] for key in (claim.better, claim.than)}
+        missing = [f"{key}: nothing measured" for key, rows in sides.items() if rows.empty]
+        if missing:
+            verdicts.append(replace(row, reason="; ".join(missing)))
+            continue
+        reasons = [f"{key}: {why}" for key, rows in sides.items() for why in obstacles(rows, claim.metric)]
+        ours, theirs = (rows["value"].to_numpy(float) for rows in sides.values())
+        better = named(claim.metric).better
+        result = verdict(better * ours, better * theirs, claim.by, claim.within)
+        verdicts.append(row.decided(ours.mean(), theirs.mean(), result, reasons))
+    return verdicts
 
 
-def image_claims(study: Study) -> list[tuple[list[str], Claim]]:
-    """The two configurations that a claim compares, for every claim: they share the main network, and it has no
-    others of their methods (where weights and EMA lengths were optimised apart, published values judge)."""
-    groups: dict[str, list[str]] = {}
-    for key, item in study.generate.items():
-        groups.setdefault(item.main, []).append(key)
-    found = []
-    for keys in groups.values():
-        methods = [study.generate[key].method for key in keys]
-        for claim in IMAGES:
-            if methods.count(claim.method) == 1 and methods.count(claim.against) == 1:
-                pair = [keys[methods.index(claim.method)], keys[methods.index(claim.against)]]
-                found.append((pair, claim))
-    return found
+def verdict(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], by: float = 0.0, within: float | None = None
+) -> str:
+    """Verdict on values of seed blocks [n] and [m], of which the higher are better.
 
-
-def _row(claim: Claim, name: str, found: pd.DataFrame) -> dict[str, object]:
-    rows = {row["method"]: row for row in found[found["metric"] == name].to_dict("records")}
-    ours, other = rows[claim.method], rows[claim.against]
-    difference = ours["mean"] - other["mean"]
-    reasons = [str(r["reason"]) for r in (ours, other) if pd.isna(r["mean"])]
-    return {
-        "claim": claim.text.format(metric=metric(name).label),
-        "metric": name,
-        "configuration": ours["configuration"],
-        "value": ours["mean"],
-        "against": other["configuration"],
-        "against_value": other["mean"],
-        "difference": difference,
-        "verdict": NOT_RUN if reasons else verdict(ours, other, metric(name).better, claim.allowed),
-        "reason": "; ".join(reasons),
-    }
-
-
-def verdict(ours: Mapping[Any, Any], other: Mapping[Any, Any], better: int, allowed: float | None = None) -> str:
-    """Verdict on `ours` against `other`, each with mean, min and max over seed blocks; `better` as in `Metric`."""
-    gain = better * (ours["mean"] - other["mean"])
-    if allowed is not None:
-        return HOLDS if gain >= -allowed else FAILS
-    if gain <= 0:
+    `ours` holds where every block beats every other one and the means differ by at least `by`, and is within the spread
+    where only the means do; with `within` it holds where the mean is at most that much worse.
+    """
+    gain = ours.mean() - theirs.mean()
+    if within is not None:
+        return HOLDS if gain >= -within else FAILS
+    if gain <= 0 or gain < by:
         return FAILS
-    separate = ours["max"] < other["min"] if better < 0 else ours["min"] > other["max"]
-    return HOLDS if separate else UNCLEAR
+    return HOLDS if ours.min() > theirs.max() else UNCLEAR
+
+
+def _text(claim: Claim) -> str:
+    label, least = named(claim.metric).label, f" by {claim.by:g} or more" if claim.by else ""
+    if claim.within is not None:
+        return claim.text or f"{claim.better} is at most {claim.within:g} worse than {claim.than} in {label}"
+    return claim.text or f"{claim.better} beats {claim.than} in {label}{least}"
+
+
+def judge_curves(claims: Iterable[CurveClaim], curves: pd.DataFrame) -> list[Verdict]:
+    """A verdict per claim on the shapes of curves as `measures.curves` gives them (arXiv:2406.02507 figures 3 and 7).
+
+    Values are widths of curves, least values, or places of the minimum, of the means over seed blocks; a claim holds
+    or does not, without a spread.
+    """
+    return [_judge_curve(claim, curves.dropna(subset=["mean"])) for claim in claims]
+
+
+def _judge_curve(claim: CurveClaim, curves: pd.DataFrame) -> Verdict:
+    against = claim.against if isinstance(claim.against, str) else ""
+    row = Verdict(claim.text, claim.metric, claim.curve, against=against, source=claim.source)
+    drawn = curves[curves["metric"] == claim.metric].sort_values("axis_value")
+    sides = [(key, drawn[drawn["configuration"] == key]) for key in (claim.curve, against) if key]
+    for key, curve in sides:
+        if curve.empty:
+            return replace(row, reason=f"{key}: {named(claim.metric).label} is not measured")
+    ours = _feature(claim.feature, sides[0][1])
+    theirs = _feature(claim.feature, sides[1][1]) if against else float(claim.against)
+    holds = {"above": ours > theirs, "below": ours < theirs, "at": abs(ours - theirs) <= EMA_STEP + 1e-9}
+    fewest = min(int(curve["num_images"].min()) for _, curve in sides)
+    few = [] if fewest >= IMAGES else [f"{fewest:,} images per point, expected {IMAGES:,}"]
+    return row.decided(ours, theirs, HOLDS if holds[claim.relation] else FAILS, few)
+
+
+def _feature(name: str, curve: pd.DataFrame) -> float:
+    places, values = curve["axis_value"].to_numpy(float), curve["mean"].to_numpy(float)
+    features = {"width": width(places, values), "least": values.min(), "place": places[values.argmin()]}
+    return float(features[name])
+
+
+def width(weights: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """Length of the range of weights, linearly interpolated, over which a curve lies below `RISE` x its minimum."""
+    fine = np.linspace(weights[0], weights[-1], 2001)
+    inside = np.interp(fine, weights, values) <= RISE * values.min()
+    return float(inside.mean() * (weights[-1] - weights[0]))
+
+
+def table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """Verdicts as rows; columns `COLUMNS`."""
+    return pd.DataFrame(list(verdicts), columns=COLUMNS)

@@ -59,6 +59,6 @@ def test_published_fid_and_kid_come_out_of_folder_zip_tar_and_npz(anchor: Path, 
     assert found["train"]["fid"] == pytest.approx(FID, abs=1e-3)
     assert abs(found["train"]["kid"] - KID) < 3 * spread / 100**0.5
     assert found["train"]["kid"] == pytest.approx(KID, abs=1e-6)  # the subsets are the same ones
-    assert len(list((anchor / "cache").rglob("*.npy"))) == 3  # of the test images, the PNGs and the npz
+    assert len(list((anchor / "cache").rglob("*.npz"))) == 3  # of the test images, the PNGs and the npz
     for source in ("train.zip", "train.tar", "train.npz"):
         assert found[source] == found["train"], source

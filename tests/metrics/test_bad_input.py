@@ -247,7 +247,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "unknown metric": (
         lambda t: evaluate(folder(t / "i"), folder(t / "j"), "--metrics", "fdi"),
-        "unknown metric 'fdi': choose from fd,",
+        "metric 'fdi' is unknown; did you mean 'fd'",
     ),
     "unknown detector": (
         lambda t: evaluate(folder(t / "i"), folder(t / "j"), detector="vgg"),

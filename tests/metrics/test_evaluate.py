@@ -62,11 +62,12 @@ def values(measurements: Sequence) -> dict[tuple[str, str], float]:
 def test_values_are_those_of_the_metric_functions(pair: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
     fake, real, x, y = pair
     wanted = ("fd", "fd_infinity", "kid", "precision_recall", "density_coverage", "per_class")
-    report = evaluate(EXTRACTOR, fake, real, Options(wanted, error_blocks=6, kid_subset_size=20))
+    options = Options(wanted, error_blocks=6, kid_subset_size=20)
+    report = evaluate(fake, real, extractor=EXTRACTOR, options=options)
     found = values(report.measurements)
     reference = from_features(y)
     assert found["fd_planes", "all"] == pytest.approx(frechet_distance(from_features(x), reference), rel=1e-9)
-    assert found["kid", "all"] == kernel_distance(y, x, subset_size=20).value
+    assert found["kid", "all"] == kernel_distance(y, x, subset_size=20)[0]
     for metric, value in neighbour_metrics(y, x).items():
         assert found[metric, "all"] == value
     for label in (0, 1):
@@ -81,7 +82,8 @@ def test_values_are_those_of_the_metric_functions(pair: tuple[Path, Path, np.nda
 
 def test_blocks_are_measured_on_their_own_and_summarised(pair: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
     fake, real, x, y = pair
-    report = evaluate(EXTRACTOR, fake, real, Options(("fd", "precision_recall"), num_blocks=3))
+    options = Options(("fd", "precision_recall"), num_blocks=3)
+    report = evaluate(fake, real, extractor=EXTRACTOR, options=options)
     found = values(report.measurements)
     for i in range(3):
         block = from_features(x[20 * i : 20 * i + 20])
@@ -115,7 +117,7 @@ def test_features_of_other_settings_are_refused_by_tag(tmp_path: Path) -> None:
     fake, _ = feature_file(tmp_path / "fake.npz", resize="pil")
     real, _ = feature_file(tmp_path / "real.npz")
     with pytest.raises(InputError, match=r"tag 'resize' differs: 'pil' in .*fake\.npz against 'none' in .*real\.npz"):
-        evaluate(EXTRACTOR, fake, real)
+        evaluate(fake, real, extractor=EXTRACTOR)
 
 
 def test_warnings_name_small_sets_and_unchecked_tags(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_warnings_name_small_sets_and_unchecked_tags(tmp_path: Path) -> None:
     tags = TAGS | {"detector": "inception"}
     features.save({"inception": FeatureSet.of(rng.standard_normal((9, 2048)).astype(np.float32), tags)}, fake)
     np.savez(tmp_path / "edm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    text = " ".join(evaluate(Extractor(), fake, tmp_path / "edm.npz").warnings)
+    text = " ".join(evaluate(fake, tmp_path / "edm.npz").warnings)
     assert "published values use 50000" in text
     assert "covariance is singular" in text
     assert "does not say weights_sha256, resize, dtype" in text
@@ -134,13 +136,13 @@ def test_statistics_alone_do_not_give_metrics_that_need_features(tmp_path: Path)
     fake, x = feature_file(tmp_path / "fake.npz")
     references.save({"planes": from_features(x, TAGS)}, tmp_path / "ref.npz")
     with pytest.raises(InputError, match=r"ref\.npz: holds statistics only, and kid need features"):
-        evaluate(EXTRACTOR, fake, tmp_path / "ref.npz", Options(("fd", "kid")))
+        evaluate(fake, tmp_path / "ref.npz", metrics=("fd", "kid"), extractor=EXTRACTOR)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ("fid",)}, "unknown metric 'fid': choose from fd,"),
+        ({"metrics": ("fid",)}, "metric 'fid' is unknown; did you mean 'fd'"),
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"error_blocks": 1}, "leaves out one of at least 2"),
         ({"kid_subset_size": 1}, "kid_subset_size is 1"),
@@ -153,7 +155,7 @@ def test_senseless_options_are_refused(arguments: dict, message: str) -> None:
 
 def test_csv_and_json_carry_tags_digests_and_versions(pair: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
     fake, real, _, _ = pair
-    report = evaluate(EXTRACTOR, fake, real)
+    report = evaluate(fake, real, extractor=EXTRACTOR)
     row = next(csv.DictReader(io.StringIO(report.csv())))
     assert row["metric"] == "fd_planes"
     assert float(row["value"]) == report.measurements[0].value

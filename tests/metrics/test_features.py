@@ -69,7 +69,7 @@ def test_features_follow_the_order_of_the_images_in_batches_of_any_size(tmp_path
 
 def test_images_of_equal_size_share_a_call_and_others_do_not() -> None:
     detector, images = MeanColour(), ImageList(6, sizes=(4, 5))
-    detect(detector, images.pixels)
+    detect([images.pixels], {"mean": detector})
     assert detector.calls == [(3, 3, 4, 4), (3, 3, 5, 4)]
 
 
@@ -110,9 +110,9 @@ def test_a_second_detector_leaves_the_first_ones_features_alone(tmp_path: Path) 
 
 
 def test_nan_features_name_the_images_and_keep_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"NaN.*00000.png.*00003.png"):
+    with pytest.raises(InputError, match=r"NaN.*00000.png.*00007.png"):
         extract(ImageList(8), {"mean": MeanColour(float("nan"))}, tmp_path, 4)
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 def test_statistics_of_a_range_are_those_of_its_rows() -> None:
@@ -139,7 +139,7 @@ def test_feature_files_keep_values_tags_and_labels(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"x": np.zeros(3)}, "no entry 'DETECTOR/features'"),
-        ({"a/features": np.zeros((4, 2), np.float32)}, "'a/tags' is missing"),
+        ({"a/features": np.zeros((4, 2), np.float32)}, "tags, facts or checksum are missing"),
         ({"a/features": np.zeros((4, 2)), "a/tags": np.array("{}")}, "float64"),
         ({"a/features": np.full((4, 2), np.nan, np.float32), "a/tags": np.array("{}")}, "NaN"),
         ({"a/features": np.zeros((4, 2), np.float32), "a/tags": np.array("{}"), "labels": np.zeros(3)}, "labels for 4"),
@@ -158,7 +158,35 @@ def test_features_given_directly_are_gathered_unchanged() -> None:
 
 def test_a_damaged_chunk_is_named_rather_than_served(tmp_path: Path) -> None:
     found = extract(ImageList(12), {"mean": MeanColour()}, tmp_path)["mean"]
-    chunk = sorted(tmp_path.rglob("*.npy"))[0]
-    chunk.write_bytes(chunk.read_bytes()[:90])
-    with pytest.raises(InputError, match=r"chunk-000000\.npy: kept features are gone or broken"):
+    chunk = sorted(tmp_path.rglob("*.npz"))[0]
+    chunk.write_bytes(chunk.read_bytes()[:-90])
+    with pytest.raises(InputError, match=r"chunk-000000\.npz: not a sound npz file"):
         found.statistics()
+
+
+def test_a_flipped_bit_is_an_error_and_never_another_value(tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    x = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
+    features.write(path, features.FeatureFile({"a": x}, {"a": {"detector": "a"}}, facts={"of": "mine"}))
+    sound, refused = path.read_bytes(), 0
+    for place in range(0, len(sound), 41):
+        data = bytearray(sound)
+        data[place] ^= 1
+        path.write_bytes(data)
+        try:
+            found = features.read(path)
+        except InputError:
+            refused += 1
+        else:  # of a time stamp, say
+            np.testing.assert_array_equal(found.features["a"], x)
+            assert (dict(found.facts), dict(found.tags["a"])) == ({"of": "mine"}, {"detector": "a"})
+    assert refused > x.nbytes // 41
+
+
+def test_the_checksum_is_of_what_is_in_the_file(tmp_path: Path) -> None:
+    x = np.zeros((4, 2), np.float32)
+    features.write(tmp_path / "f.npz", features.FeatureFile({"a": x}, {"a": {}}))
+    arrays = dict(np.load(tmp_path / "f.npz"))
+    np.savez(tmp_path / "f.npz", **arrays | {"a/features": x + 1})  # whole for zip, but not what was written
+    with pytest.raises(InputError, match="the checksum does not fit"):
+        features.read(tmp_path / "f.npz")

@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 
 from metrics.files import InputError
 from metrics.frechet import (
-    Gaussian,
-    block_distances,
-    covariance_factor,
     fd_infinity,
     frechet_distance,
     frechet_with_error,
@@ -76,15 +73,15 @@ def test_constant_features_differ_by_their_means_only() -> None:
 
 
 def test_factor_reproduces_the_covariance_in_as_many_columns_as_its_rank() -> None:
-    sigma = from_features(draw(6, 20)).sigma
-    factor = covariance_factor(sigma).numpy()
+    stats = from_features(draw(6, 20))
+    factor = stats.factor.numpy()
     assert factor.shape == (20, 5)
-    np.testing.assert_allclose(factor @ factor.T, sigma, atol=1e-12 * np.trace(sigma))
+    np.testing.assert_allclose(factor @ factor.T, stats.sigma, atol=1e-12 * np.trace(stats.sigma))
 
 
 def test_an_indefinite_sigma_is_refused() -> None:
     with pytest.raises(InputError, match="negative eigenvalues"):
-        covariance_factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
+        _ = Statistics(9, np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])).factor
 
 
 def test_other_dimensions_and_other_tags_are_refused() -> None:
@@ -103,7 +100,7 @@ def test_jackknife_of_a_mean_is_its_textbook_standard_error() -> None:
 
 
 DIM = 16
-TRUTH = Gaussian.of(Statistics(10**9, np.zeros(DIM), np.eye(DIM)))
+TRUTH = Statistics(10**9, np.zeros(DIM), np.eye(DIM))
 
 
 def shifted(count: int, rng: np.random.Generator, shift: float = 0.3) -> np.ndarray:
@@ -115,7 +112,7 @@ def test_fd_infinity_recovers_the_known_distance_within_its_stated_error() -> No
     known, rng = DIM * (0.3**2 + 0.2**2), np.random.default_rng(0)
     trials = [fd_infinity(shifted(800, rng), TRUTH) for _ in range(40)]
     scores = np.array([(t.value - known) / t.standard_error for t in trials])
-    plain = np.array([frechet_distance(from_features(shifted(800, rng)), TRUTH.statistics) for _ in range(40)])
+    plain = np.array([frechet_distance(from_features(shifted(800, rng)), TRUTH) for _ in range(40)])
     assert 0.7 < scores.std() < 1.5
     assert abs(np.mean([t.value for t in trials]) - known) < 0.25 * abs(plain.mean() - known)
 
@@ -140,12 +137,6 @@ def test_paired_difference_is_surer_than_two_separate_errors() -> None:
 def test_paired_difference_refuses_sets_of_different_size() -> None:
     with pytest.raises(InputError, match="found 40 and 41"):
         paired_difference(np.zeros((40, DIM)), np.zeros((41, DIM)), TRUTH)
-
-
-def test_block_distances_are_those_of_each_block_alone() -> None:
-    x = shifted(60, np.random.default_rng(3))
-    expected = [frechet_distance(from_features(x[i : i + 20]), TRUTH.statistics) for i in (0, 20, 40)]
-    np.testing.assert_allclose(block_distances(x, TRUTH, 3), expected, rtol=1e-9)
 
 
 def test_too_few_images_for_the_blocks_is_an_error() -> None:

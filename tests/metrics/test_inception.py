@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from metrics import detectors
 from metrics.detectors import weights
 from metrics.detectors.inception import CONVOLUTIONS, InceptionV3, fold_batch_norm, resize_tf1
-from metrics.files import InputError, load_state_dict
+from metrics.files import InputError
+from metrics.files.tensors import load_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -70,16 +71,13 @@ def test_the_package_holds_the_same_weights(
     network: InceptionV3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    monkeypatch.delenv("REPRO_WEIGHTS", raising=False)
     found = detectors.load("inception")
     assert isinstance(found, InceptionV3)
     assert found.tags == network.tags
     for name in CONVOLUTIONS:
         for ours, theirs in zip(network.convolutions[name], found.convolutions[name], strict=True):
             assert torch.equal(ours, theirs)
-
-
-# --- Parts -------------------------------------------------------------------------------------------------------
 
 
 def resized_by_definition(image: np.ndarray, size: int) -> np.ndarray:

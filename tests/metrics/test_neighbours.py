@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 
 from metrics import neighbours
 from metrics.files import InputError
-from metrics.neighbours import density_coverage, neighbour_metrics, precision_recall
+from metrics.neighbours import neighbour_metrics
 
 LINE = np.array([[0.0], [1], [2], [10]])  # k = 1 balls: [-1,1], [0,2], [1,3], [2,18]
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> dict[str, float]:
+    return neighbour_metrics(real, fake, k, None)
+
+
+def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
+    return neighbour_metrics(real, fake, None, k)
 
 
 def test_precision_and_recall_worked_by_hand() -> None:

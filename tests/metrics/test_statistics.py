@@ -81,12 +81,8 @@ def test_tags_that_differ_are_refused_by_name() -> None:
         check_tags({"resize": "torch", "source": "a"}, {"resize": "pil", "source": "b"})
 
 
-def test_missing_tags_are_reported_and_provenance_may_differ() -> None:
-    assert check_tags({"detector": "x", "num_images": 3}, {"detector": "x", "num_images": 4}) == [
-        "weights_sha256",
-        "resize",
-        "dtype",
-    ]
+def test_tags_may_be_missing_and_provenance_may_differ() -> None:
+    check_tags({"detector": "x", "resize": "pil", "num_images": 3}, {"detector": "x", "num_images": 4})
 
 
 @pytest.mark.parametrize(

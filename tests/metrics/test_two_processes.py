@@ -67,9 +67,9 @@ def test_one_process_uses_the_features_that_two_have_kept(tmp_path: Path) -> Non
     np.savez(tmp_path / "x.npz", arr_0=pixels)
     arguments = ["features", "x.npz", "--detectors", "projection", "--plugin", "projection_plugin", "--workers", "0"]
     assert run([*arguments, "--cache", "kept", "--out", "two.npz"], 2, tmp_path).returncode == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npy")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npz")}
     assert run([*arguments, "--cache", "kept", "--out", "one.npz"], 1, tmp_path).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npy")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.npz")} == before
     assert len(before) == 3
     one, two = (np.load(tmp_path / f"{name}.npz")["projection/features"] for name in ("one", "two"))
     np.testing.assert_array_equal(one, two)

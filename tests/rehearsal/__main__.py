@@ -93,7 +93,7 @@ class Lane:
         """Every study, and again; then another one and back."""
         for study in self.studies:
             raw = yaml.safe_load((ROOT / studies.study_path(study.study)).read_text())
-            rehearsed = overlay(raw, self.server.base, LAUNCHERS.get(study.study, "python"))
+            rehearsed = overlay(raw, self.server.base)
             checks.expect(not forbidden(raw, rehearsed), f"the overlay changes {forbidden(raw, rehearsed)}")
             self.checkout.write(rehearsed)
         for study in self.studies:
@@ -114,6 +114,7 @@ class Lane:
         """A study from nothing, and what came out; the file that is missing at first must be named."""
         study = self.checkout.study(name)
         self.checkout.use(name)
+        self.checkout.environment["REPRO_LAUNCHER"] = LAUNCHERS.get(name, "python")
         for path in self.missing & addresses(study):
             output = self.checkout.run(f"{name}-missing", "dvc", "repro", fails=True)
             checks.expect(f"{path}: 404 Not Found" in output, f"{name}: the missing file {path} is not named")

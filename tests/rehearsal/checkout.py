@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from repro.pipeline import fetch
+from metrics.files import LOCK
 from repro.study import Study, load, study_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ class Checkout:
                 target = self.folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, target)
-        (self.folder / fetch.LOCK).unlink(missing_ok=True)  # digests of the real files
+        (self.folder / LOCK).unlink(missing_ok=True)  # digests of the real files
         self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder),

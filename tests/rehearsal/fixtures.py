@@ -9,10 +9,10 @@ import torch
 
 from repro.encoders import VAE_FILES, RGBEncoder, StabilityVAEEncoder
 from repro.networks import Precond
-from repro.pipeline.standin import DIMS, StandIn
 from repro.snapshots import Snapshot, parse_name
-from repro.study import PublishedReference, Study, build
+from repro.study import Study
 from tests.rehearsal import pickles
+from tests.rehearsal.standin import DIMS, StandIn
 
 VAE = StabilityVAEEncoder().vae_name
 HUB = "/hub"
@@ -30,8 +30,8 @@ def served(studies: Iterable[Study], folder: Path) -> dict[str, bytes]:
     files = {f"/{name}": network(name) for name in networks}
     for study in studies:
         for data in study.data.values():
-            settings = build(PublishedReference, data.settings)
-            files[f"/{settings.statistics}"] = reference(settings.statistics)
+            name = data.settings["statistics"]
+            files[f"/{name}"] = reference(name)
     return files | (vae(folder) if any("img512" in name for name in networks) else {})
 
 

@@ -1,28 +1,28 @@
-"""What a rehearsal changes in a study: where files come from, how many images, which detectors, and the launcher."""
+"""What a rehearsal changes in a study: where files come from, how many images, and which detectors."""
 
 import copy
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from repro.pipeline.standin import DIMS
 from tests.rehearsal.fixtures import HUB
+from tests.rehearsal.standin import DIMS
 
 DETECTORS = dict(zip(DIMS, ("fid", "fd_dinov2"), strict=True))
 BLOCKS = ["0-7", "8-15", "16-23"]  # of one batch, since batches are always sampled whole
 CURVE_BLOCKS = ["150016-150019", "150020-150023"]
 ALLOWED = (
-    r"sources|hub|launcher",
+    r"sources|hub|plugins",
     r"evaluate\.detectors",
     r"data\.[^.]+\.settings\.detectors\.[^.]+",
     r"(generate|sweeps)\.[^.]+\.seeds",
 )
 
 
-def overlay(study: dict[str, Any], base: str, launcher: str = "python") -> dict[str, Any]:
+def overlay(study: dict[str, Any], base: str) -> dict[str, Any]:
     """A study's YAML as it is rehearsed against the server at `base`."""
     found = copy.deepcopy(study)
-    found |= {"sources": [base], "hub": [base + HUB], "launcher": launcher}
+    found |= {"sources": [base], "hub": [base + HUB], "plugins": ["tests.rehearsal.standin"]}
     found["evaluate"]["detectors"] = list(DETECTORS)
     for data in found["data"].values():
         data["settings"]["detectors"] = dict(DETECTORS)

@@ -114,9 +114,6 @@ def _importable() -> Iterator[None]:
         sys.modules.update(before)
 
 
-# --- The tree of a network ---------------------------------------------------------------------------------------
-
-
 def _module(
     source: nn.Module, children: dict[str, Any], own: dict[str, Any], args: tuple[Any, ...], **kwargs: Any
 ) -> Any:

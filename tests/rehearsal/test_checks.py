@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from repro.pipeline.evaluate import STAND_INS
 from repro.report.write import report
-from repro.study import Study, build
+from repro.rows import Row, write_rows
+from repro.strict import build
+from repro.study import Study
 from repro.verdicts.published import verify
 from tests.rehearsal import checks
 from tests.rehearsal.checkout import FailedError
 from tests.rehearsal.overlay import overlay
+from tests.rehearsal.standin import DISTANCES
 
 ROOT = Path(__file__).parents[2]
 KEY = "imagenet64-s-autoguidance-fid"
@@ -41,20 +43,13 @@ def study() -> Study:
 def finished(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with measures made up under the stand-ins, and the real report and verdicts on them."""
     folder = tmp_path_factory.mktemp("finished")
-    common = {"main": "m", "guide": "", "num_steps": 32, "num_images": 8, "main_ema": 0.1, "interval": ""}
-    common |= {"device": "cpu", "versions": "", "commit": "", "main_sha256": "", "guide_sha256": ""}
-    common |= {"reference_sha256": "", "detector_sha256": "", "guide_ema": None}
     for key, item in study.generate.items():
         rows = [
-            common
-            | {"study": study.study, "configuration": key, "method": item.method, "guidance": item.guidance}
-            | {"block": block, "metric": metric, "detector": detector, "value": 100.0 + number}
+            Row(study.study, key, item.method, block, metric, 100.0 + number, 8, main="m", detector=detector)
             for number, block in enumerate(item.seeds)
-            for detector, metric in STAND_INS.items()
+            for detector, metric in DISTANCES.items()
         ]
-        target = folder / study.out / "results" / key
-        target.mkdir(parents=True)
-        pd.DataFrame(rows).to_csv(target / "measures.csv", index=False)
+        write_rows(folder / study.out / "results" / key / "measures.csv", rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         report(study)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from repro import study as studies
 from repro.encoders import StabilityVAEEncoder
 from repro.pipeline import stages
-from repro.sampling.shards import Configuration, Pair, load_pair, read_shard
+from repro.sampling.pairs import Pair, load_pair
+from repro.sampling.shards import read_shard
+from repro.strict import build
 from repro.study import Study
 from tests.rehearsal import fixtures
 from tests.rehearsal.server import Server
@@ -47,9 +48,11 @@ def golden_study(golden: Path, case: str, server: Server) -> tuple[Study, np.nda
     seeds = entry["seeds"]
     raw: dict[str, Any] = {
         "study": f"golden-{case}",
-        "launcher": "python",
         "toy": {},
-        "data": {"none": {"kind": "digits"}},
+        "data": {"none": {"kind": "digits", "settings": {}}},
+        "images": {},
+        "train": {},
+        "models": {},
         "networks": {
             "golden": {
                 "fetch": [f"posthoc-reconstructions/{Path(name).stem}.pkl" for name in dict.fromkeys((main, guide))]
@@ -57,6 +60,7 @@ def golden_study(golden: Path, case: str, server: Server) -> tuple[Study, np.nda
         },
         "reconstruct": {},
         "sampler": {"batch_size": 4} | {key: entry[key] for key in SAMPLER if key in entry},
+        "shards": {},
         "evaluate": {},
         "generate": {
             "configuration": {
@@ -73,7 +77,7 @@ def golden_study(golden: Path, case: str, server: Server) -> tuple[Study, np.nda
         "sources": [server.base],
         "hub": [server.base + fixtures.HUB],
     }
-    return studies.build(Study, raw), np.load(golden / f"sampler-{case}.npz")["latents"]
+    return build(Study, raw), np.load(golden / f"sampler-{case}.npz")["latents"]
 
 
 def pngs(study: Study, monkeypatch: pytest.MonkeyPatch, folder: Path) -> np.ndarray:
@@ -126,8 +130,8 @@ class WithoutLabels:
 def test_a_guide_that_gets_no_labels_would_show_in_the_pngs(
     golden: Path, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def faulty(configuration: Configuration, device: torch.device) -> Pair:
-        pair = load_pair(configuration, device)
+    def faulty(*arguments: Any) -> Pair:
+        pair = load_pair(*arguments)
         guide: Any = WithoutLabels(pair.guide)
         return replace(pair, guide=guide)
 

@@ -1,4 +1,4 @@
-"""A rehearsed study is the real one but for addresses, numbers of images and blocks, detectors and launcher."""
+"""A rehearsed study is the real one but for addresses, numbers of images and blocks, and detectors."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from repro.study import Study, build, parse_seeds
+import tests.rehearsal.standin  # noqa: F401, the plugin
+from repro.strict import build
+from repro.study import Study, parse_seeds
 from tests.rehearsal.__main__ import STUDIES
 from tests.rehearsal.overlay import forbidden, overlay
 
@@ -28,7 +30,7 @@ def test_only_what_may_differ_does(name: str) -> None:
             seeds = rehearsed[section][key].pop("seeds")
             assert 1 <= len(seeds) <= len(item.pop("seeds"))
             assert sum(len(parse_seeds(block)) for block in seeds) <= 32
-    for where in study.keys() - {"launcher", "evaluate", "data"}:
+    for where in study.keys() - {"evaluate", "data"}:
         assert rehearsed[where] == study[where]
 
 

@@ -33,7 +33,8 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["study", "show", "defualt"], "did you mean 'default'"),
-        (["stage", "tea", "x"], "unknown stage 'tea'"),
+        (["stage", "train", "digits-main"], "train 'digits-main' is no part of study default; did you mean"),
+        (["stage", "tea", "x"], "stage 'tea' is unknown"),
         (["generate", "--main", "none.pkl", "--out", "x"], "none.pkl: no such network file"),
         (["generate", "--main", "a.pkl", "--seeds", "5-3", "--out", "x"], "5-3"),
         (["reconstruct", "snapshot.pkl", "--ema", "0.1", "--out", "x"], "RUN-KIMG-STD"),
@@ -85,12 +86,11 @@ def test_the_doctor_finds_a_machine_without_network_healthy(
     assert "github.com is out of reach (no route)" in output
 
 
-def test_both_packages_import_without_dvc_and_pooch() -> None:
+def test_both_packages_import_without_dvc() -> None:
     code = (
         "import sys\n"
-        "sys.modules['dvc'] = sys.modules['pooch'] = None\n"
-        "import repro.generate, repro.training, repro.sampler, repro.stages\n"
-        "import metrics.evaluate, metrics.detectors\n"
+        "sys.modules['dvc'] = None\n"
+        "import repro.training, repro.sampler, repro.pipeline.stages, metrics.evaluation, metrics.detectors\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

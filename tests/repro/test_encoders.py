@@ -33,7 +33,7 @@ def test_every_pixel_value_survives_the_rgb_round_trip_within_one_level() -> Non
 def test_unknown_encoders_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown encoder"):
         build({"kind": "jpeg"})
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(TypeError, match="colour"):
         build({"kind": "vae", "colour": 1})
 
 
@@ -41,3 +41,23 @@ def test_configuration_rebuilds_the_encoder() -> None:
     encoder = StabilityVAEEncoder(batch_size=2)
     assert build(encoder.config()).config() == encoder.config()
     assert isinstance(build(RGBEncoder().config()), RGBEncoder)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_vae_decodes_with_tf32_as_asked_and_leaves_it_as_it_was(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class VAE:
+        def decode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            return {"sample": batch}
+
+    encoder = StabilityVAEEncoder()
+    assert encoder.tf32
+    encoder.tf32 = allowed
+    monkeypatch.setattr(encoder, "_load", lambda device: VAE())
+    before = torch.backends.cudnn.allow_tf32
+    encoder.decode(torch.zeros(5, 4, 2, 2))
+    assert seen == [(allowed, "highest")] * 2
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert "tf32" not in encoder.config()

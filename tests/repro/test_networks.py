@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro import snapshots
-from repro.networks import MPConv, Precond, mp_cat, mp_silu, mp_sum, normalize, prepare
+from repro.inference import fold
+from repro.networks import MPConv, Precond, mp_cat, mp_silu, mp_sum, normalize
 
 NAMES = ["main", "guide", "uncond", "latent", "latent-guide"]
 
@@ -35,7 +36,7 @@ def relative(found: torch.Tensor, expected: np.ndarray) -> float:
 def test_output_agrees_with_the_golden_file(golden: Path, name: str, prepared: bool) -> None:
     network = snapshots.load(golden / f"{name}.pkl").network.eval()
     if prepared:
-        network = prepare(network)
+        network = fold(network)
     data = np.load(golden / f"{name}-forward.npz")
     labels = torch.from_numpy(data["labels"]) if "labels" in data and data["labels"].size else None
     with torch.no_grad():
@@ -68,7 +69,7 @@ def test_a_folded_network_computes_the_same_and_leaves_the_original_alone() -> N
     x, sigma, labels = torch.randn(4, 3, 16, 16), torch.rand(4) + 0.1, torch.eye(10)[:4]
     with torch.no_grad():
         expected = network(x, sigma, labels)
-        found = prepare(prepare(network))(x, sigma, labels)
+        found = fold(fold(network))(x, sigma, labels)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(p, before[name]) for name, p in network.state_dict().items())
 
@@ -116,13 +117,6 @@ def test_normalize_is_invariant_to_scale(scale: float) -> None:
     assert normalize(x).dtype == torch.float64
 
 
-def test_shared_weights_are_the_same_tensors() -> None:
-    network = tiny()
-    shared = network.share_weights()
-    pairs = zip(network.parameters(), shared.parameters(), strict=True)
-    assert all(a is b for a, b in pairs)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_float16_on_cuda_stays_close_to_float32() -> None:
@@ -130,5 +124,5 @@ def test_float16_on_cuda_stays_close_to_float32() -> None:
     x, sigma, labels = torch.randn(8, 3, 16, 16), torch.rand(8) + 0.1, torch.eye(10)[:8]
     with torch.no_grad():
         expected = network(x, sigma, labels)
-        found = prepare(network, "cuda")(x.cuda(), sigma.cuda(), labels.cuda()).cpu()
+        found = fold(network, "cuda")(x.cuda(), sigma.cuda(), labels.cuda()).cpu()
     assert (found - expected).norm() / expected.norm() < 5e-3

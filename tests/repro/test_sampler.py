@@ -10,7 +10,8 @@ import torch
 
 from metrics.files import InputError
 from repro import snapshots
-from repro.networks import Precond, prepare
+from repro.inference import fold
+from repro.networks import Precond
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 
 CASES = ["unguided", "autoguidance", "cfg", "churn", "sigma-range", "latent", "interval"]
@@ -19,7 +20,7 @@ SAMPLER_KEYS = ("num_steps", "S_churn", "S_min", "S_max", "S_noise", "sigma_min"
 
 def load(golden: Path, name: str) -> Precond:
     snapshot = snapshots.load(golden / f"{name}.pkl")
-    network = prepare(snapshot.network)
+    network = fold(snapshot.network)
     network.encoder = snapshot.encoder
     return network
 

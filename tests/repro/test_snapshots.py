@@ -67,9 +67,6 @@ def write(folder: Path, data: bytes, name: str = "net.pkl") -> Path:
     return path
 
 
-# --- What is right -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", ["pkl", "safetensors"])
 @pytest.mark.parametrize("name", NAMES)
 def test_published_networks_give_the_golden_outputs(name: str, form: str, tmp_path: Path) -> None:
@@ -168,9 +165,6 @@ def test_other_names_say_nothing(name: str) -> None:
         snapshots.with_ema(name, 0.1)
 
 
-# --- What is wrong -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -231,9 +225,6 @@ def test_missing_file_and_other_kinds_are_named(tmp_path: Path) -> None:
         snapshots.load(tmp_path / "none.pkl")
     with pytest.raises(InputError, match=r"net\.txt: expected a \.safetensors or \.pkl"):
         snapshots.load(write(tmp_path, b"", "net.txt"))
-
-
-# --- What is hostile ---------------------------------------------------------------------------------------------
 
 
 class Calls:
@@ -374,9 +365,6 @@ def test_cached_extension_is_refused(tmp_path: Path) -> None:
             snapshots.load(write(tmp_path, b"\x80\x04\x82\xf0."))
     finally:
         copyreg.remove_extension("builtins", "print", 240)
-
-
-# --- Broken safetensors ------------------------------------------------------------------------------------------
 
 
 def rewritten(tmp_path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]) -> Path:

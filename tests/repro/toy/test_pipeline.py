@@ -1,26 +1,24 @@
 """The 2D example from settings to table and figures, in miniature."""
 
-import csv
 import dataclasses
-import json
 from pathlib import Path
 
 import matplotlib.text
 import pytest
 import torch
-import yaml
 
-from metrics.files import InputError
-from repro import toy
-from repro.study import build
+from repro.rows import MEASURES, read_rows
 from repro.toy import figures, pipeline
+from repro.toy import pipeline as toy
+from repro.toy.metrics import NAMES
 from repro.toy.mixture import fractal
 from repro.toy.sampling import draw, methods, solve, trajectories
 from repro.toy.settings import ToyNetworkSettings, ToySettings, ToyTrainingSettings
 from repro.toy.training import load
 
 TINY = ToySettings(
-    training=ToyTrainingSettings(batch_size=128, checkpoint_every=10),
+    training=ToyTrainingSettings(batch_size=128),
+    checkpoint_every=10,
     main=ToyNetworkSettings("A", width=16, iterations=40),
     guide=ToyNetworkSettings("A", width=8, iterations=10),
     unconditional=ToyNetworkSettings("AB", width=8, iterations=10),
@@ -37,30 +35,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "RESOLUTION", 60)
-        toy.run(TINY, folder, study="mini")
+        toy.run(TINY, folder, study="mini", key="tiny")
     return folder
 
 
 @pytest.fixture(scope="module")
 def networks(folder: Path):
-    return {role: load(folder / "networks" / f"{role}.safetensors") for role in pipeline.ROLES}
+    return {role: load(pipeline.network_path(folder, role)) for role in pipeline.ROLES}
 
 
 def test_table_has_every_measure_of_every_method_and_seed(folder: Path) -> None:
-    with (folder / "measures.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found = {(row["method"], row["block"], row["metric"]) for row in rows}
-    assert len(found) == len(rows) == 5 * 2 * 6
-    assert {row["method"] for row in rows} == {"true", "unguided", "cfg", "autoguidance", "truncation"}
-    assert {row["block"] for row in rows} == {"0", "5"}
-    assert {(row["study"], row["num_images"], row["training_seed"]) for row in rows} == {("mini", "256", "0")}
-    weights = {row["method"]: float(row["guidance"]) for row in rows}
+    rows = read_rows(folder / MEASURES)
+    found = set(zip(rows["method"], rows["block"], rows["metric"], strict=True))
+    assert found == {(m, block, name) for m in ToySettings.METHODS for block in ("0", "5") for name in NAMES}
+    assert len(rows) == len(found)
+    assert (rows["configuration"] == "tiny-" + rows["method"]).all()
+    common = rows[["study", "num_images", "training_seed"]].drop_duplicates()
+    assert common.to_numpy().tolist() == [["mini", 256, 0]]
+    weights = dict(zip(rows["method"], rows["guidance"], strict=True))
     assert weights == {"true": 1, "unguided": 1, "cfg": 4, "autoguidance": 3, "truncation": 1.4}
 
 
 def test_complete_folder_is_left_alone(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    toy.run(TINY, folder, study="mini")
+    toy.run(TINY, folder, study="mini", key="tiny")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -69,7 +67,7 @@ def test_other_sampling_settings_keep_the_networks(folder: Path, tmp_path: Path)
     for path in (folder / "networks").iterdir():
         (tmp_path / "networks" / path.name).write_bytes(path.read_bytes())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "networks").iterdir()}
-    toy.run(dataclasses.replace(TINY, sampling_seeds=(1,), figures=False), tmp_path)
+    toy.run(dataclasses.replace(TINY, sampling_seeds=(1,), figures=False), tmp_path, "mini", "tiny")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "networks").iterdir()} == before
     assert not (tmp_path / "figures").exists()
 
@@ -83,11 +81,11 @@ def test_figures_are_drawn_as_png_and_svg(folder: Path) -> None:
 
 def test_text_in_figures_is_at_least_7_points(networks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "RESOLUTION", 60)
-    by_name = {method.name: (method, draw(method, TINY, 0)) for method in methods(TINY, networks)}
-    guided = [by_name["cfg"][0], by_name["autoguidance"][0]]
-    true = fractal("A").sample(100)
+    compared = methods(TINY, networks)
+    guided = [method for method in compared if method.guide is not None]
+    panels = {"Ground truth": fractal("A").sample(100)} | {m.title: draw(m, TINY, 0) for m in compared}
     for figure in (
-        figures.draw_overview(fractal("AB"), -1.6, true, by_name),
+        figures.draw_overview(-1.6, panels),
         figures.draw_closeup(TINY, fractal("A"), networks["main"], guided),
     ):
         sizes = [t.get_fontsize() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
@@ -110,23 +108,3 @@ def test_trajectories_begin_at_the_given_points_and_end_where_the_sampler_does(n
     assert paths.shape == (TINY.num_steps + 1, 7, 2)
     torch.testing.assert_close(paths[0], start)
     assert torch.equal(paths[-1], solve(method, TINY, start / 0.5, 0.5))
-
-
-def test_settings_survive_yaml_and_default_to_the_paper() -> None:
-    facts = yaml.safe_load(yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(ToySettings())))))
-    assert build(ToySettings, facts, "toy") == ToySettings()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_samples": 0}, "num_samples is 0"),
-        ({"sigma_min": 6.0}, "sigma_max is 5.0"),
-        ({"sampling_seeds": (1, 1)}, "sampling_seeds"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(changes, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        dataclasses.replace(ToySettings(), **changes)
-    with pytest.raises(InputError, match="classes is 'C'"):
-        ToyNetworkSettings("C", 64, 4096)

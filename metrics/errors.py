@@ -1,0 +1,32 @@
+"""What goes wrong, said to people on one line."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong; the message is one line that names it and the remedy."""
+
+
+@contextlib.contextmanager
+def explained(what: str, remedy: str = "", errors: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Make any of `errors` raised inside an InputError: `what (the error's message); remedy`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except errors as err:
+        raise InputError(f"{what} ({one_line(err)}){remedy and f'; {remedy}'}") from err
+
+
+def one_line(err: BaseException) -> str:
+    """An exception's message on one line, shortened."""
+    return " ".join(str(err).split())[:200] or type(err).__name__
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown `key`: the nearest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names) or 'none'}"

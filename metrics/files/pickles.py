@@ -1,0 +1,158 @@
+"""Pickles, read by an unpickler that knows a handful of names and refuses every other by name: nothing is run."""
+
+import math
+import pickle
+import pickletools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from metrics.errors import InputError, explained
+from metrics.files.arrays import check_file
+
+
+class _SealedType(type):
+    """Metaclass of classes that a pickle's BUILD instruction cannot change."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise TypeError("a stand-in cannot be changed")
+
+
+def _sealed(function: Callable[..., Any]) -> type:
+    """A class whose call is the function's, since the attributes of a function could be changed."""
+    return _SealedType(function.__name__, (), {"__new__": lambda _, *arguments: function(*arguments)})
+
+
+class Inert(metaclass=_SealedType):
+    """Stand-in for an object of a class that is not to run: keeps the pickled state and does nothing."""
+
+    __slots__ = ("state",)
+    state: Any
+
+    def __new__(cls, *_: Any) -> "Inert":
+        inert = super().__new__(cls)
+        inert.state = None
+        return inert
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """Resolves the names in `allowed` only; `source` is what error messages call the file.
+
+    Stand-ins are functions, built-in classes without state of their own, or subclasses of `Inert`.
+    """
+
+    def __init__(self, stream: BinaryIO, allowed: Mapping[tuple[str, str], Any], source: str) -> None:
+        super().__init__(stream)
+        self.stream, self.source = stream, source
+        self.allowed = {
+            name: _sealed(found) if callable(found) and not isinstance(found, type) else found
+            for name, found in allowed.items()
+        }
+
+    def unpickle(self) -> Any:
+        """The object in the stream, of which nothing is built before all opcodes are checked."""
+        for _ in checked_opcodes(self.stream, self.source):
+            pass
+        self.stream.seek(0)
+        with explained(f"{self.source}: not a sound pickle"):
+            return self.load()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            found = f"names {module}.{name}, which has no place in this kind of file; nothing was run"
+            raise InputError(f"{self.source}: {found}. Get the file from its publisher again")
+        return self.allowed[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise InputError(f"{self.source}: holds a persistent id, which has no place in this kind of file")
+
+
+def load_pickle(path: str | Path, allowed: Mapping[tuple[str, str], Any]) -> Any:
+    """Unpickle a file; `allowed` maps (module, name) to what stands in for it, see `RestrictedUnpickler`.
+
+    InputError: missing, too large, truncated or malformed file, or a name outside `allowed`.
+    """
+    check_file(path)
+    with explained(f"{path}: cannot be read", errors=(OSError,)), open(path, "rb") as file:
+        return RestrictedUnpickler(file, allowed, str(path)).unpickle()
+
+
+def checked_opcodes(stream: BinaryIO, source: str) -> Iterator[tuple[str, Any]]:
+    """Yield (name, argument) of the opcodes of one pickle without running it; leaves `stream` behind it.
+
+    Refuses memo indices that no honest pickle needs, since the unpickler fills a table of that size, and the
+    extension registry, whose cache bypasses `find_class`.
+    """
+    with explained(f"{source}: truncated or not a pickle"):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+                raise InputError(f"{source}: memo index {argument} after {count} opcodes; the file is malformed")
+            if opcode.name.startswith("EXT"):
+                raise InputError(f"{source}: uses pickle extension {argument}, which has no place in this kind of file")
+            yield opcode.name, argument
+
+
+class _Dtype(metaclass=_SealedType):
+    """Stand-in for numpy.dtype: plain numbers only. Arrays of objects can crash NumPy's own unpickling."""
+
+    __slots__ = ("dtype",)
+    dtype: np.dtype
+
+    def __new__(cls, code: str, *_: Any) -> "_Dtype":
+        if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)", code):
+            raise ValueError(f"an array of dtype '{code}', expected numbers")
+        found = super().__new__(cls)
+        found.dtype = np.dtype(code)
+        return found
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):  # version, byte order, fields of structured types
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray, metaclass=_SealedType):
+    """An array under construction: NumPy's own check of the state is too lenient."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        _check_size(shape, dtype, data)
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), bytes(data)))  # type: ignore[arg-type]
+
+
+def _check_size(shape: Any, dtype: Any, data: Any) -> None:
+    if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
+        raise ValueError("an array that is not made of shape, dtype and bytes")
+    if any(not isinstance(n, int) or n < 0 for n in shape) or math.prod(shape) * dtype.dtype.itemsize != len(data):
+        raise ValueError(f"an array of {len(data)} bytes with shape {shape} and dtype {dtype.dtype}")
+
+
+def _reconstruct(subtype: Any, shape: Any, *_: Any) -> np.ndarray:
+    if subtype is not _NDARRAY or shape != (0,):
+        raise ValueError("an array that is not built empty first")
+    return np.ndarray.__new__(_Array, (0,), np.int8)
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    _check_size(shape, dtype, data)
+    return np.frombuffer(bytearray(data), dtype=dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    return _from_buffer(data, dtype, (), "C")[()]
+
+
+_NDARRAY = "numpy.ndarray"  # named in pickles as an argument only; a string cannot be called
+NUMPY_GLOBALS: dict[tuple[str, str], Any] = {("numpy", "dtype"): _Dtype, ("numpy", "ndarray"): _NDARRAY}
+"""What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2."""
+for core in ("numpy.core", "numpy._core"):
+    NUMPY_GLOBALS |= {
+        (f"{core}.multiarray", "_reconstruct"): _reconstruct,
+        (f"{core}.multiarray", "scalar"): _scalar,
+        (f"{core}.numeric", "_frombuffer"): _from_buffer,
+    }

@@ -1,0 +1,63 @@
+"""On what work runs: `machine.yaml` in the working folder, over which environment variables win.
+
+None of it decides a result, so that none of it is part of a study: the same study runs on a laptop and on a cluster.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from metrics.errors import InputError, explained, nearest
+
+FILE = Path("machine.yaml")
+PREFIX = "REPRO_"
+FORMERLY = {"AUTOGUIDANCE_OFFLINE": "offline", "AUTOGUIDANCE_WEIGHTS": "weights"}
+"""Variables that still serve where the new ones are not set."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Settings of this machine; each is also an environment variable, `REPRO_LAUNCHER` and so on."""
+
+    launcher: str = ""
+    """What starts a stage that shares its work: `python`, or `torchrun --standalone --nproc-per-node=8`; empty:
+    torchrun over all GPUs of the machine, where there are several."""
+    device: str = ""
+    """cpu, cuda, cuda:1; empty: a GPU where there is one."""
+    workers: str = ""
+    """Processes that decode images; empty: by cores."""
+    cache: str = ""
+    """Folder of downloads and kept features; empty: autoguidance-repro in the user's cache folder."""
+    weights: str = ""
+    """Folder with detectors' weights, for machines without a network."""
+    offline: str = ""
+    """Anything: nothing is downloaded."""
+
+    def __post_init__(self) -> None:
+        if self.workers and not self.workers.isdecimal():
+            raise InputError(f"workers is '{self.workers}', expected a number of processes")
+
+
+def machine() -> Machine:
+    """The settings in force; raises InputError where the file cannot be read, or has an unknown key."""
+    names = [field.name for field in fields(Machine)]
+    values = dict(_read(str(FILE.resolve()), FILE.stat().st_mtime_ns)) if FILE.is_file() else {}
+    for key in values:
+        if key not in names:
+            raise InputError(f"{FILE}: unknown key {key}{nearest(str(key), names)}")
+    variables = FORMERLY | {PREFIX + name.upper(): name for name in names}
+    values |= {name: os.environ[variable] for variable, name in variables.items() if variable in os.environ}
+    return Machine(**{key: "" if value in (None, False) else str(value) for key, value in values.items()})
+
+
+@cache
+def _read(path: str, _: int) -> dict[str, Any]:
+    import yaml
+
+    with explained(f"{path}: not valid YAML", errors=(OSError, UnicodeDecodeError, yaml.YAMLError)):
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a mapping of {', '.join(f.name for f in fields(Machine))}")
+    return found

@@ -1,0 +1,72 @@
+"""The one table of what measured values are called: in files, for readers, and which way is better."""
+
+from dataclasses import dataclass, replace
+
+from metrics.files import InputError, nearest
+from metrics.registry import Registry
+
+
+@dataclass(frozen=True)
+class Name:
+    """How a measured value is named and printed."""
+
+    label: str
+    better: int
+    """-1 lower, +1 higher, 0 neither: the best value is that of true samples."""
+    decimals: int = 3
+    tex: str = ""
+    """The label for LaTeX and matplotlib, where it is another."""
+    of_features: bool = True
+    """Whether it is measured in a detector's features, and so called another in those of each."""
+
+    @property
+    def arrow(self) -> str:
+        """Direction of improvement."""
+        return {-1: " ↓", 0: "", 1: " ↑"}[self.better]
+
+    @property
+    def axis(self) -> str:
+        """Label and direction for matplotlib."""
+        return (self.tex or self.label) + self.arrow
+
+
+@dataclass(frozen=True)
+class Space:
+    """A detector's label, and what the Fréchet distance in its features is called: in files and for readers."""
+
+    label: str
+    distance: str
+    name: Name
+
+
+VALUES: Registry[Name] = Registry("measured value")
+"""Values that are not distances between Gaussians."""
+SPACES: Registry[Space] = Registry("feature space")
+
+
+def space(detector: str) -> Space:
+    """How values in a detector's features are named; one that is not registered is called what it is."""
+    return SPACES.get(detector, Space(detector, f"fd_{detector}", Name(f"FD_{detector}", -1)))
+
+
+def qualified(value: str, detector: str) -> str:
+    """What a value in a detector's features is called: `fid`, `fid_infinity`, `precision_inception`, ..."""
+    distance = space(detector).distance
+    known = {"fd": distance, "fd_infinity": f"{distance}_infinity"}
+    return value if value in known.values() else known.get(value, f"{value}_{detector}")
+
+
+def named(metric: str) -> Name:
+    """Label and direction of a value by its full name; raises InputError with the nearest if there is none."""
+    known = dict(VALUES)
+    for detector, space in SPACES.items():
+        for value, name in VALUES.items():
+            if name.of_features:
+                label, tex = (f"{text} ({space.label})" for text in (name.label, name.tex or name.label))
+                known[qualified(value, detector)] = replace(name, label=label, tex=tex)
+        name, tex = space.name, space.name.tex or space.name.label
+        known[space.distance] = name
+        known[f"{space.distance}_infinity"] = replace(name, label=f"{name.label}∞", tex=rf"{tex}$_\infty$")
+    if metric not in known:
+        raise InputError(f"metric '{metric}' is unknown{nearest(metric, known)}")
+    return known[metric]

@@ -1,0 +1,112 @@
+"""Networks folded for inference: the same function, with everything that is constant gone into the weights.
+
+Weight normalisation, fan-in scaling, learned gains and the factors of magnitude-preserving sums are the same in every
+evaluation, so that they are multiplied into the stored weights once. Outputs agree within rounding.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repro.networks import SILU_MAGNITUDE, Block, MPConv, Precond, convolve, normalize, resample
+
+
+class FoldedConv(nn.Module):
+    """An `MPConv` whose weight is what its `forward` multiplies with, convolutions in `dtype` and channels last."""
+
+    def __init__(self, layer: MPConv, gain: Tensor | float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        w = layer.scaled_weight(gain)
+        if w.ndim == 4:
+            w = w.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(w, requires_grad=False)
+
+    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """`gain` is in the weight already."""
+        return convolve(x, self.weight)
+
+
+class FoldedBlock(nn.Module):
+    """A `Block` without its constants; `dropout`, where it is set, acts where the block's own does in training."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.flavor, self.resample_mode, self.num_heads = block.flavor, block.resample_mode, block.num_heads
+        self.clip_act = block.clip_act
+        self.dropout: Callable[[Tensor], Tensor] | None = None
+        self.main_share, residual_share = blend(block.res_balance)
+        self.skip_share, attn_share = blend(block.attn_balance)
+        self.conv_res0 = FoldedConv(block.conv_res0, 1 / SILU_MAGNITUDE, dtype)
+        self.emb_linear = FoldedConv(block.emb_linear, block.emb_gain)
+        self.conv_res1 = FoldedConv(block.conv_res1, residual_share / SILU_MAGNITUDE, dtype)
+        self.conv_skip = None
+        if block.conv_skip is not None:
+            self.conv_skip = FoldedConv(block.conv_skip, self.main_share if block.flavor == "dec" else 1.0, dtype)
+        self.attn_qkv = self.attn_proj = None
+        if block.attn_qkv is not None and block.attn_proj is not None:
+            self.attn_qkv = FoldedConv(block.attn_qkv, 1.0, dtype)
+            w: Tensor = self.attn_qkv.weight  # reorder the outputs: heads x channels x 3 -> 3 x heads x channels
+            w = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+            w = w.contiguous(memory_format=torch.channels_last)
+            self.attn_qkv.weight = nn.Parameter(w, requires_grad=False)
+            self.attn_proj = FoldedConv(block.attn_proj, attn_share, dtype)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        x = resample(x, self.resample_mode)
+        if self.flavor == "enc":
+            if self.conv_skip is not None:
+                x = self.conv_skip(x)
+            x = normalize(x, dim=[1])
+
+        y = self.conv_res0(F.silu(x))
+        c = self.emb_linear(emb) + 1
+        y = F.silu(y.mul_(c[:, :, None, None].to(y.dtype)), inplace=True)
+        if self.dropout is not None:
+            y = self.dropout(y)
+        y = self.conv_res1(y)
+
+        if self.flavor == "dec" and self.conv_skip is not None:
+            x = y.add_(self.conv_skip(x))
+        else:
+            x = y.add_(x, alpha=self.main_share)
+        if self.attn_qkv is not None and self.attn_proj is not None:
+            y = self.attn_proj(self.attend(self.attn_qkv(x)))
+            x = y.add_(x, alpha=self.skip_share)
+        return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """`Block.attend` on channels that come as 3 x heads x channels: in channels-last memory all views are free."""
+        n, _, h, w = qkv.shape
+        y = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, self.num_heads, -1)
+        q, k, v = normalize(y, dim=[4]).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, c]
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def blend(t: float) -> tuple[float, float]:
+    """Factors of a and b in mp_sum(a, b, t) (EDM2 eq. 88)."""
+    norm = math.sqrt((1 - t) ** 2 + t**2)
+    return (1 - t) / norm, t / norm
+
+
+@torch.no_grad()
+def fold(network: Precond, device: torch.device | str = "cpu") -> Precond:
+    """An inference-only copy of `network` on `device`, its weights in the dtype they are used in there.
+
+    The original is left as it was; one that is folded already is moved only.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    folded = copy.deepcopy(network, memo={id(t): t for t in tensors}).eval()  # of the very same tensors
+    dtype = network.dtype(device)
+    for parent in list(folded.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, Block):
+                setattr(parent, name, FoldedBlock(module, dtype))
+            elif isinstance(module, MPConv) and not isinstance(parent, Block):
+                gain = folded.unet.out_gain if module is folded.unet.out_conv else 1.0
+                setattr(parent, name, FoldedConv(module, gain, dtype))
+    return folded.to(device)

@@ -1,0 +1,110 @@
+"""Measured values as rows: one per value, with everything it depends on. The CSV of them is the artefact."""
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from metrics.files import InputError, explained, write_csv
+from metrics.results import environment
+from repro.guidance import Guided
+from repro.snapshots import parse_name
+
+MEASURES = "measures.csv"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured value. What does not apply is empty."""
+
+    study: str
+    configuration: str
+    """Id in the study."""
+    method: str
+    block: str
+    """Seed block, first-last; of the 2D example, the sampling seed."""
+    metric: str
+    """Full name, see `metrics.names`."""
+    value: float
+    num_images: int
+    axis: str = ""
+    """Of a curve: what varies."""
+    axis_value: float | None = None
+    main: str = ""
+    """Network file."""
+    guide: str = ""
+    guidance: float = 1.0
+    interval: str = ""
+    main_ema: float | None = None
+    guide_ema: float | None = None
+    num_steps: int | None = None
+    training_seed: int | None = None
+    main_sha256: str = ""
+    guide_sha256: str = ""
+    detector: str = ""
+    detector_sha256: str = ""
+    reference_sha256: str = ""
+    device: str = ""
+    versions: str = ""
+    commit: str = ""
+
+
+COLUMNS = [field.name for field in fields(Row)]
+TEXTS = [field.name for field in fields(Row) if field.type is str]
+
+
+def settings(guided: Guided) -> dict[str, Any]:
+    """What rows say of a guided network: the columns main, guide, guidance, interval, main_ema and guide_ema."""
+    interval = "" if guided.interval is None else "{}-{}".format(*guided.interval)
+    columns: dict[str, Any] = {"guidance": guided.guidance, "interval": interval}
+    for role in ("main", "guide"):
+        file = Path(getattr(guided.active, role) or "").name
+        name = parse_name(file)
+        columns |= {role: file, f"{role}_ema": None if name is None else name.ema_std}
+    return columns
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Rows as CSV, atomically."""
+    write_csv(path, pd.DataFrame([asdict(row) for row in rows], columns=COLUMNS))
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """A CSV of rows, columns as in `Row`; texts stay text even where they look like numbers.
+
+    Raises InputError for what is no such table.
+    """
+    remedy = "delete it and run `dvc repro`"
+    with explained(f"{path}: not a CSV of measures", remedy, (OSError, ValueError)):
+        found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
+    missing = [name for name in COLUMNS if name not in found]
+    if missing:
+        raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
+    return found
+
+
+def gather_rows(parts: Iterable[tuple[dict[str, Any], Path]], target: Path) -> None:
+    """Join CSVs of rows with the given columns set, into `target`; every text stays as it is."""
+    frames = [pd.read_csv(part, dtype=str, keep_default_na=False).assign(**common) for common, part in parts]
+    write_csv(target, pd.concat(frames)[COLUMNS])
+
+
+@cache
+def provenance(device: torch.device) -> dict[str, str]:
+    """Device, versions and commit of this run, found out once."""
+    return environment(device) | {"commit": _commit()}
+
+
+def _commit() -> str:
+    """Short hash of the checked-out commit, `+` appended where files differ from it; empty outside git."""
+    git = partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        dirty = git(["git", "status", "--porcelain", "--untracked-files=no", "--", "repro", "metrics"]).stdout
+        return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + ("+" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

