@@ -14,20 +14,24 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from metrics import distributed
+from metrics.files import write_csv
 from metrics.frechet import paired_difference
+from metrics.names import named
 from repro import study
-from repro.data import digits
-from repro.pipeline.evaluate import Reference, provenance
-from repro.report import figures
-from repro.search import objective as guide
-from repro.search.race import Candidate
-from repro.search.runs import read_run
+from repro.drawing import MUTED, PAGE, PALETTE, save, styled
+from repro.pipeline.measuring import load_detectors, load_reference
+from repro.rows import provenance
+from repro.sampling.features import FeatureShards
+from repro.search import SearchSettings
+from repro.search.distance import SampledDistance
+from repro.search.runs import Networks
+from repro.search.space import Candidate
+from repro.strict import load
 from repro.study import parse_seeds
 
 HERE = Path(__file__).parent
@@ -40,26 +44,25 @@ REPORTED = ("0-511", "1024-1535", "2048-2559")  # of that study's seeds, which n
 
 def main() -> None:
     distributed.init()
-    settings = guide.load_settings(HERE / "settings.yaml")
+    settings = load(SearchSettings, HERE / "settings.yaml")
     default = study.load(Path("studies/default.yaml"))
-    networks = default.out / "networks"
-    big, small = (read_run(f"digits-{name}-run", networks / f"digits-{name}-run") for name in ("main", "small"))
-    cpu = torch.device("cpu")
-    wanted = replace(default.evaluate, detectors=[digits.DigitsDetector.name], metrics=["fd"])
-    reference = Reference(default.out / "data" / "digits", wanted, cpu)
-    objective = guide.SampledDistance(big, [small], reference, default.sampler, GRID, cpu)
+    networks = Networks(default, "digits-main-run", ["digits-small-run"], GRID / "networks")
+    place, cpu = default.out / "references" / "digits", torch.device("cpu")
+    reference = load_reference(place, replace(default.evaluate, detectors=["digits"], metrics=["fd"]))
+    real, form = reference.require("digits"), FeatureShards(load_detectors(["digits"], place, cpu))
+    objective = SampledDistance(networks, real, form, default, GRID / "features", cpu)
 
-    seeds = parse_seeds(settings.seeds)
+    seeds = settings.block
     grid = [
         Candidate("digits-small", kimg, w, m, g)
-        for w, kimg, m, g in itertools.product(WEIGHTS, sorted(small.halvings()), LENGTHS, LENGTHS)
+        for w, kimg, m, g in itertools.product(WEIGHTS, networks.guides["digits-small"].halvings(), LENGTHS, LENGTHS)
     ]
     values = objective.measure(grid, seeds)
     grid_images = objective.images
     best = grid[values.index(min(values))]
     table = pd.DataFrame([vars(c) | {"num_images": len(seeds), "value": v} for c, v in zip(grid, values, strict=True)])
     if distributed.rank() == 0:
-        table.to_csv(HERE / "grid.csv", index=False)
+        write_csv(HERE / "grid.csv", table)
 
     found = pd.read_csv(SEARCH / "finalists.csv").iloc[0]
     winner = Candidate(found["guide"], int(found["kimg"]), found["guidance"], found["main_ema"], found["guide_ema"])
@@ -70,14 +73,11 @@ def main() -> None:
     blocks = [objective.measure(list(chosen.values()), parse_seeds(block)) for block in REPORTED]
     if distributed.rank():
         return
-    target = reference.statistics["digits"]
     rows = []
     for number, (name, candidate) in enumerate(chosen.items()):
         fresh = [values[number] for values in blocks]
         pairs = [
-            paired_difference(
-                *(objective.features(objective.identify(c)[0], parse_seeds(block)) for c in (winner, candidate)), target
-            )
+            paired_difference(*(objective.features(c, parse_seeds(block)).gather() for c in (winner, candidate)), real)
             for block in REPORTED
         ]
         rows.append(
@@ -89,26 +89,26 @@ def main() -> None:
             | provenance(cpu)
         )
     comparison = pd.DataFrame(rows)
-    comparison.to_csv(HERE / "comparison.csv", index=False)
+    write_csv(HERE / "comparison.csv", comparison)
     print(comparison.T.to_string())
-    for name in ("path.csv", "path.png", "finalists.csv", "summary.md", "study.yaml"):
+    save(draw(path, table, comparison), SEARCH / "comparison")
+    for name in ("path.csv", "path.png", "finalists.csv", "summary.md", "study.yaml", "comparison.png"):
         shutil.copy(SEARCH / name, HERE / name)
-    with matplotlib.rc_context(figures.STYLE):
-        draw(path, table, comparison).savefig(HERE / "comparison.png", facecolor="white")
 
 
+@styled
 def draw(path: pd.DataFrame, grid: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
     """Left: best value so far over the images generated; right: what was chosen, on seeds that neither saw."""
-    figure = Figure(figsize=(figures.PAGE, 2.6))
+    figure = Figure(figsize=(PAGE, 2.6))
     progress, judged = figure.subplots(1, 2, width_ratios=(3, 2))
     full = path[(path["num_images"] == grid["num_images"][0]) & (path["stage"] != "fresh seeds") & path["accepted"]]
-    colours = {"search": figures.PALETTE[0], "grid": figures.PALETTE[1], "hand-picked": figures.MUTED}
+    colours = {"search": PALETTE[0], "grid": PALETTE[1], "hand-picked": MUTED}
     spent = [(i + 1) * grid["num_images"][0] / 1000 for i in range(len(grid))]
     progress.step(spent, grid["value"].cummin(), where="post", color=colours["grid"], label="grid, in its order")
     steps = [*full["images"] / 1000, path["images"].max() / 1000], [*full["value"], full["value"].iloc[-1]]
     progress.step(*steps, where="post", marker="o", color=colours["search"], label="search")
     progress.set_xlabel("images generated (thousands)")
-    progress.set_ylabel(f"best {figures.label_of('fd_digits')}")
+    progress.set_ylabel(f"best {named('fd_digits').axis}")
     progress.legend()
     for i, row in comparison.iterrows():
         judged.hlines(i, row["min"], row["max"], color=colours[row["setting"]], linewidth=4, alpha=0.35)
@@ -116,7 +116,7 @@ def draw(path: pd.DataFrame, grid: pd.DataFrame, comparison: pd.DataFrame) -> Fi
     judged.set_yticks(range(len(comparison)), list(comparison["setting"]))
     judged.set_ylim(len(comparison) - 0.5, -0.5)
     images = f"{len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images"
-    judged.set_xlabel(f"{figures.label_of('fd_digits')} of {images}")
+    judged.set_xlabel(f"{named('fd_digits').axis} of {images}")
     judged.grid(axis="y", visible=False)
     return figure
 
