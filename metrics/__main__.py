@@ -48,7 +48,7 @@ REFERENCE = Option(["--ref"], required=True, help="Statistics file, img512, img6
 EXTRACTION = [
     Option(["--detectors", "names"], default="inception", callback=_split, help="Comma-separated: also dinov2, ..."),
     Option(["--weights"], multiple=True, callback=_weights, help="[DETECTOR=]PATH of weights on this machine."),
-    Option(["--plugin"], multiple=True, help="Module that registers detectors of your own."),
+    Option(["--plugin"], multiple=True, help="Module that registers detectors or metrics of your own."),
     Option(["--resize"], default="torch", type=click.Choice(["torch", "pil"]), help="Of dinov2."),
     Option(["--device"], help="cpu, cuda, cuda:1; default: a GPU where there is one."),
     Option(["--batch-size"], default=64, type=click.IntRange(min=1)),
