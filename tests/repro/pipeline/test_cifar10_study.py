@@ -130,7 +130,7 @@ def test_the_whole_study_runs_cut_down(sources: Path, inception_weights: Path, m
         for key in keys:
             stages.STAGES[stage](study, key)
     measured = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.generate)
-    assert set(measured["metric"]) == {"fid", "precision", "recall"}
+    assert set(measured["metric"]) == {"fid", "precision_inception", "recall_inception"}
     fids = measured[measured["metric"] == "fid"].set_index("configuration")["value"]
     assert list(fids.index) == list(study.generate)
     assert np.isfinite(fids).all()
