@@ -29,8 +29,8 @@ from metrics.references import Reference
 from metrics.results import Measurement, Results, environment
 from metrics.statistics import ESSENTIAL, check_tags
 
+#: What holds one image set.
 Paths = str | Path | Sequence[str]
-"""What holds one image set."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Extractor:
     batch_size: int = 64
     num_workers: int | None = None
     skip_bad: bool = False
+    #: Options of single detectors, such as {"dinov2": {"resize": "pil"}}.
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of single detectors, such as {"dinov2": {"resize": "pil"}}."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

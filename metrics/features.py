@@ -37,8 +37,8 @@ class FeatureFile:
     features: Mapping[str, Array]
     tags: Mapping[str, Mapping[str, Tag]]
     labels: NDArray[np.int64] | None = None
+    #: JSON of whoever wrote the file.
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """JSON of whoever wrote the file."""
 
 
 def write(path: str | Path, content: FeatureFile) -> None:
@@ -92,14 +92,14 @@ class FeatureSet:
 
     num_images: int
     dim: int
+    #: Rows -> features in memory, or a chunk file that is read when needed.
     parts: Mapping[range, Array | Path]
-    """Rows -> features in memory, or a chunk file that is read when needed."""
     tags: Mapping[str, Tag]
     labels: NDArray[np.int64] | None = None
+    #: Whether all processes together hold every row once; else each that has the set holds all of it.
     shared: bool = False
-    """Whether all processes together hold every row once; else each that has the set holds all of it."""
+    #: Keeps a temporary folder of chunk files alive.
     keeper: object = None
-    """Keeps a temporary folder of chunk files alive."""
 
     @classmethod
     def of(cls, features: Array, tags: Mapping[str, Tag], labels: NDArray[np.int64] | None = None) -> "FeatureSet":

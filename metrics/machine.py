@@ -13,27 +13,27 @@ from metrics.errors import InputError, explained, nearest
 
 FILE = Path("machine.yaml")
 PREFIX = "REPRO_"
+#: Variables that still serve where the new ones are not set.
 FORMERLY = {"AUTOGUIDANCE_OFFLINE": "offline", "AUTOGUIDANCE_WEIGHTS": "weights"}
-"""Variables that still serve where the new ones are not set."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """Settings of this machine; each is also an environment variable, `REPRO_LAUNCHER` and so on."""
 
+    #: What starts a stage that shares its work: `python`, or `torchrun --standalone --nproc-per-node=8`; empty:
+    #: torchrun over all GPUs of the machine, where there are several.
     launcher: str = ""
-    """What starts a stage that shares its work: `python`, or `torchrun --standalone --nproc-per-node=8`; empty:
-    torchrun over all GPUs of the machine, where there are several."""
+    #: cpu, cuda, cuda:1; empty: a GPU where there is one.
     device: str = ""
-    """cpu, cuda, cuda:1; empty: a GPU where there is one."""
+    #: Processes that decode images; empty: by cores.
     workers: str = ""
-    """Processes that decode images; empty: by cores."""
+    #: Folder of downloads and kept features; empty: autoguidance-repro in the user's cache folder.
     cache: str = ""
-    """Folder of downloads and kept features; empty: autoguidance-repro in the user's cache folder."""
+    #: Folder with detectors' weights, for machines without a network.
     weights: str = ""
-    """Folder with detectors' weights, for machines without a network."""
+    #: Anything: nothing is downloaded.
     offline: str = ""
-    """Anything: nothing is downloaded."""
 
     def __post_init__(self) -> None:
         if self.workers and not self.workers.isdecimal():

@@ -33,17 +33,17 @@ FID_IMAGES = 50_000
 class Options:
     """What to measure; raises InputError on a name or number that makes no sense."""
 
+    #: Names of METRICS; `fd` is FID with Inception and FD_DINOv2 with DINOv2.
     metrics: tuple[str, ...] = ("fd",)
-    """Names of METRICS; `fd` is FID with Inception and FD_DINOv2 with DINOv2."""
+    #: Disjoint runs of the images that are also measured on their own, to show the spread; 1 for none.
     num_blocks: int = 1
-    """Disjoint runs of the images that are also measured on their own, to show the spread; 1 for none."""
+    #: Blocks of the jackknife that gives `fd` a standard error; 0 for none.
     error_blocks: int = 0
-    """Blocks of the jackknife that gives `fd` a standard error; 0 for none."""
     kid_subsets: int = 100
     kid_subset_size: int = 1000
     k: int = 3
+    #: Nearest neighbours of density and coverage, as `k` of precision and recall.
     k_density: int = 5
-    """Nearest neighbours of density and coverage, as `k` of precision and recall."""
 
     def __post_init__(self) -> None:
         if not self.metrics:

@@ -11,13 +11,13 @@ class Name:
     """How a measured value is named and printed."""
 
     label: str
+    #: -1 lower, +1 higher, 0 neither: the best value is that of true samples.
     better: int
-    """-1 lower, +1 higher, 0 neither: the best value is that of true samples."""
     decimals: int = 3
+    #: The label for LaTeX and matplotlib, where it is another.
     tex: str = ""
-    """The label for LaTeX and matplotlib, where it is another."""
+    #: Whether it is measured in a detector's features, and so called another in those of each.
     of_features: bool = True
-    """Whether it is measured in a detector's features, and so called another in those of each."""
 
     @property
     def arrow(self) -> str:
@@ -39,8 +39,8 @@ class Space:
     name: Name
 
 
+#: Values that are not distances between Gaussians.
 VALUES: Registry[Name] = Registry("measured value")
-"""Values that are not distances between Gaussians."""
 SPACES: Registry[Space] = Registry("feature space")
 
 

@@ -20,8 +20,8 @@ from metrics.files.pickles import NUMPY_GLOBALS, load_pickle
 from metrics.statistics import Statistics
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}
+#: Public reference files by name; the digest is recorded at the first download and enforced from then on.
 REGISTRY = {name: f"{PUBLISHED}/dataset-refs/{name}.pkl" for name in ("img512", "img64")}
-"""Public reference files by name; the digest is recorded at the first download and enforced from then on."""
 
 
 @dataclass(frozen=True)

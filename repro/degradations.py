@@ -52,15 +52,15 @@ class Degraded:
 class Degradation:
     """One kind of degradation."""
 
+    #: Network and strength -> the worse network; InputError where the network cannot have it.
     apply: Callable[[Denoiser, float], Degraded]
-    """Network and strength -> the worse network; InputError where the network cannot have it."""
     least: float
+    #: Bounds of the strength, `least` included, `most` not.
     most: float
-    """Bounds of the strength, `least` included, `most` not."""
 
 
+#: In the order in which several are applied.
 DEGRADATIONS: Registry[Degradation] = Registry("degradation")
-"""In the order in which several are applied."""
 
 
 def check_degradations(wanted: Mapping[str, float]) -> None:

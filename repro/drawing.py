@@ -32,8 +32,8 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "autoguidance-repro",  # else every rendering has other ids
 }
+#: Decorates what draws a figure.
 styled = matplotlib.rc_context(STYLE)
-"""Decorates what draws a figure."""
 
 
 def save(

@@ -44,16 +44,16 @@ class StabilityVAEEncoder:
     output is likewise read as [0, 1]. The VAE runs in float32.
     """
 
+    #: Hugging Face name or local folder of a diffusers `AutoencoderKL`; taken from the cache of downloads where
+    #: `repro fetch` put it there, else fetched by diffusers.
     vae_name: str = "stabilityai/sd-vae-ft-mse"
-    """Hugging Face name or local folder of a diffusers `AutoencoderKL`; taken from the cache of downloads where
-    `repro fetch` put it there, else fetched by diffusers."""
     raw_mean: tuple[float, ...] = (5.81, 3.25, 0.12, -2.15)
+    #: With `raw_mean`: per-channel moments of the raw latents.
     raw_std: tuple[float, ...] = (4.17, 4.62, 3.71, 3.28)
-    """With `raw_mean`: per-channel moments of the raw latents."""
     final_mean: float = 0.0
     final_std: float = 0.5
+    #: Images per call of the VAE.
     batch_size: int = 4
-    """Images per call of the VAE."""
     kind: ClassVar = "vae"
     tf32 = True  # whether the VAE's convolutions may use TF32 on CUDA, as in the published runs
 

@@ -20,31 +20,31 @@ from repro.networks import Denoiser
 from repro.strict import finite
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+#: (D_main, D_guide, w) -> D_w, all [N, ...].
 Rule = Callable[[Tensor, Tensor, float], Tensor]
-"""(D_main, D_guide, w) -> D_w, all [N, ...]."""
 
+#: What makes a rule anew for every batch, so that one with a memory begins each without.
 RULES: Registry[Callable[[], Rule]] = Registry("guidance rule")
-"""What makes a rule anew for every batch, so that one with a memory begins each without."""
 
 
 @dataclass(frozen=True)
 class Guided:
     """A main network and what guides it: one value wherever a configuration is named."""
 
+    #: Main network: a file, or whatever the holder's field says.
     main: str
-    """Main network: a file, or whatever the holder's field says."""
+    #: Guiding network; None, or any, where there is no guidance.
     guide: str | None = None
-    """Guiding network; None, or any, where there is no guidance."""
+    #: Weight w of D_w = w D_main + (1 - w) D_guide; 1 = no guidance.
     guidance: float = 1.0
-    """Weight w of D_w = w D_main + (1 - w) D_guide; 1 = no guidance."""
+    #: Guided sampler steps, first and last, inclusive; None: all.
     interval: tuple[int, int] | None = None
-    """Guided sampler steps, first and last, inclusive; None: all."""
+    #: How the answers of main network and guide are combined.
     rule: str = "linear"
-    """How the answers of main network and guide are combined."""
+    #: Name -> strength of what makes the main network worse at inference (`repro.degradations`).
     main_degradations: dict[str, float] = field(default_factory=dict)
-    """Name -> strength of what makes the main network worse at inference (`repro.degradations`)."""
+    #: The same for the guide.
     guide_degradations: dict[str, float] = field(default_factory=dict)
-    """The same for the guide."""
 
     def __post_init__(self) -> None:
         finite(self, "guidance")

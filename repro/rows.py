@@ -23,20 +23,20 @@ class Row:
     """One measured value. What does not apply is empty."""
 
     study: str
+    #: Id in the study.
     configuration: str
-    """Id in the study."""
     method: str
+    #: Seed block, first-last; of the 2D example, the sampling seed.
     block: str
-    """Seed block, first-last; of the 2D example, the sampling seed."""
+    #: Full name, see `metrics.names`.
     metric: str
-    """Full name, see `metrics.names`."""
     value: float
     num_images: int
+    #: Of a curve: what varies.
     axis: str = ""
-    """Of a curve: what varies."""
     axis_value: float | None = None
+    #: Network file.
     main: str = ""
-    """Network file."""
     guide: str = ""
     guidance: float = 1.0
     interval: str = ""

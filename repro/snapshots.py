@@ -41,8 +41,8 @@ class Snapshot:
 
     network: Precond
     encoder: Encoder
+    #: JSON: nimg and ema_std where known, source_sha256 of the file it was read from, and what its maker added.
     metadata: dict[str, Any]
-    """JSON: nimg and ema_std where known, source_sha256 of the file it was read from, and what its maker added."""
 
 
 class Name(NamedTuple):

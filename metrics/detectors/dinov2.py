@@ -24,8 +24,8 @@ GRID = SIZE // PATCH
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NORM_EPS = 1e-6
+#: Added to the target size before the scale of the positional embedding is computed, as the released models do.
 INTERPOLATE_OFFSET = 0.1
-"""Added to the target size before the scale of the positional embedding is computed, as the released models do."""
 RESIZES = ("torch", "pil")
 
 

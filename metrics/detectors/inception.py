@@ -36,6 +36,7 @@ _C = ("branch1x1", "branch7x7_1 branch7x7_2 branch7x7_3", _LONG, "average branch
 _D = ("branch3x3_1 branch3x3_2", "branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4", "halve")
 _FORKED = "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a|branch3x3dbl_3b"
 _E = ("branch1x1", "branch3x3_1 branch3x3_2a|branch3x3_2b", _FORKED)
+#: Prefix of a block's names -> its branches: steps one behind the other, `a|b` for two side by side at the end.
 BLOCKS = (
     {"": _STEM}
     | {f"Mixed_{name}.": _A for name in ("5b", "5c", "5d")}
@@ -43,14 +44,13 @@ BLOCKS = (
     | {f"Mixed_{name}.": _C for name in ("6b", "6c", "6d", "6e")}
     | {"Mixed_7a.": _D, "Mixed_7b.": (*_E, "average branch_pool"), "Mixed_7c.": (*_E, "largest branch_pool")}
 )
-"""Prefix of a block's names -> its branches: steps one behind the other, `a|b` for two side by side at the end."""
+#: Names of the 94 convolutions in the widely used state dict, in the order of the original graph.
 CONVOLUTIONS = tuple(
     prefix + step
     for prefix, branches in BLOCKS.items()
     for step in re.split("[ |]", " ".join(branches))
     if step not in POOLS
 )
-"""Names of the 94 convolutions in the widely used state dict, in the order of the original graph."""
 STRIDED = {
     *("Conv2d_1a_3x3", "Mixed_6a.branch3x3", "Mixed_6a.branch3x3dbl_3", "Mixed_7a.branch3x3_2"),
     "Mixed_7a.branch7x7x3_4",

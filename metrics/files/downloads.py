@@ -23,10 +23,10 @@ from metrics.files.transfers import Source, Transfer, announced_size, need_space
 from metrics.files.writing import sha256_file, write_json
 from metrics.machine import machine
 
+#: Base address of the published networks and statistics.
 PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm2"
-"""Base address of the published networks and statistics."""
+#: File with recorded digests: {name of the source: sha256}.
 LOCK = "fetch.lock"
-"""File with recorded digests: {name of the source: sha256}."""
 WORKERS = 4  # downloads at once
 _recording = threading.Lock()  # the lock file's OS lock is between processes
 
@@ -41,12 +41,12 @@ def cache_root() -> Path:
 class Downloads:
     """How files are fetched."""
 
+    #: Addresses (http, https or file) tried in turn; the lock file binds them all.
     bases: Sequence[str] = (PUBLISHED,)
-    """Addresses (http, https or file) tried in turn; the lock file binds them all."""
+    #: Record of digests.
     lock: Path = Path(LOCK)
-    """Record of digests."""
+    #: Use what is there; a missing file is an error that says where to put it.
     offline: bool = False
-    """Use what is there; a missing file is an error that says where to put it."""
 
     @classmethod
     def cached(cls, folder: Path, offline: bool | None = None) -> "Downloads":

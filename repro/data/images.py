@@ -58,10 +58,10 @@ class ImageKind(Kind):
 class ImageFiles(ImageKind):
     """Settings of a data set of kind `images`: the user's own."""
 
+    #: Zip or folder of square PNGs with labels in dataset.json: `repro.data.ImageDataset`.
     path: str
-    """Zip or folder of square PNGs with labels in dataset.json: `repro.data.ImageDataset`."""
+    #: Whether conditional networks see the labels.
     use_labels: bool = True
-    """Whether conditional networks see the labels."""
 
     def __post_init__(self) -> None:
         if not self.path:

@@ -14,10 +14,10 @@ from repro.data.kinds import REFERENCE, Kind
 class PublishedReference(Kind):
     """Settings of a data set of kind `reference`."""
 
+    #: Address, or path below the study's `sources`, of EDM2's pickle of statistics.
     statistics: str
-    """Address, or path below the study's `sources`, of EDM2's pickle of statistics."""
+    #: Detector -> name of its statistics in that file, such as `inception: fid`.
     detectors: dict[str, str]
-    """Detector -> name of its statistics in that file, such as `inception: fid`."""
 
     def __post_init__(self) -> None:
         if not Path(urlsplit(self.statistics).path).name:

@@ -8,8 +8,8 @@ from metrics.machine import machine
 
 SHARED = ("train", "networks", "generate", "features", "sweep")
 ALL_GPUS = "torchrun --standalone --nproc-per-node=gpu"
+#: Environment variable of a stage that was started by the launcher.
 LAUNCHED = "REPRO_LAUNCHED"
-"""Environment variable of a stage that was started by the launcher."""
 
 
 def relaunch(stage: str, key: str) -> None:

@@ -32,10 +32,10 @@ from repro.training.loop import train
 
 PREVIEW = 64  # images kept of each configuration for the report
 PREVIEW_FILE, GRID = "preview.npz", "grid.png"
+#: File that stands for a network of the user's own, and holds its digest.
 MODEL = "model.json"
-"""File that stands for a network of the user's own, and holds its digest."""
+#: File with the digest of a data set, for what depends on it.
 DATA = "data.json"
-"""File with the digest of a data set, for what depends on it."""
 
 STAGES: dict[str, Callable[[Study, str], None]] = {}
 

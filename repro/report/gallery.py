@@ -27,8 +27,8 @@ CURVES = {  # figures of sweeps: title, caption, axis
     "corruptions": ("Guidance weight and corruptions", "Corruption of main / guide. Paper: section 4.", WEIGHT_LABEL),
     "ema": ("Sensitivity to EMA lengths", "One varies, the other stays. Paper: figure 3c.", EMA_LABEL),
 }
+#: What a figure is, its drawing, and the numbers it shows.
 Drawn = tuple[Figure, Drawing, pd.DataFrame | None]
-"""What a figure is, its drawing, and the numbers it shows."""
 
 
 def read_previews(study: Study) -> dict[str, list[Preview]]:

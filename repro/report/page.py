@@ -35,8 +35,8 @@ class Figure:
     name: str
     title: str
     caption: str
+    #: Drawn here, in the shared style; else it is shown on white.
     own_style: bool = True
-    """Drawn here, in the shared style; else it is shown on white."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Preview:
 
     configuration: str
     method: str
+    #: [n, H, W, C].
     images: NDArray[np.uint8]
-    """[n, H, W, C]."""
     labels: NDArray[np.int64]
     seeds: NDArray[np.int64]
 

@@ -30,8 +30,8 @@ class Table:
     title: str
     caption: str
     view: Callable[[pd.DataFrame], View]
+    #: What its column `verdict` judges; such tables come first, and are left out where there is nothing to judge.
     judges: str = ""
-    """What its column `verdict` judges; such tables come first, and are left out where there is nothing to judge."""
 
 
 def write(table: Table, rows: pd.DataFrame, folder: Path) -> None:

@@ -28,13 +28,13 @@ class Cell:
     """One cell of a view."""
 
     text: str
+    #: What the column sorts by; None sorts last.
     value: float | None = None
-    """What the column sorts by; None sorts last."""
     best: bool = False
+    #: Why it is empty.
     note: str = ""
-    """Why it is empty."""
+    #: `good` or `bad` for a verdict.
     mood: str = ""
-    """`good` or `bad` for a verdict."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Column:
     label: str
     tex: str = ""
     numeric: bool = True
+    #: Heading shared with its neighbours.
     block: str = ""
-    """Heading shared with its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class View:
     columns: list[Column]
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
+    #: Row numbers with a rule above them.
     rules: list[int] = field(default_factory=list)
-    """Row numbers with a rule above them."""
 
     @property
     def blocks(self) -> list[tuple[str, int]]:

@@ -19,8 +19,8 @@ from repro.degradations import seed_degradations
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 from repro.sampling.pairs import Pair
 
+#: Seeds, images [n, H, W, C], class numbers or [].
 Images = tuple[list[int], NDArray[np.uint8], list[int]]
-"""Seeds, images [n, H, W, C], class numbers or []."""
 
 
 def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:

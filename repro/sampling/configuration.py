@@ -12,8 +12,8 @@ from repro.strict import positive, within
 class Solver:
     """How images are sampled (`sampler` in a study): every field decides bits."""
 
+    #: Heun steps; the networks are evaluated 2 num_steps - 1 times.
     num_steps: int = 32
-    """Heun steps; the networks are evaluated 2 num_steps - 1 times."""
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -21,12 +21,12 @@ class Solver:
     S_min: float = 0.0
     S_max: float = math.inf
     S_noise: float = 1.0
+    #: Seeds per batch; convolutions differ in the last bits between sizes.
     batch_size: int = 50
-    """Seeds per batch; convolutions differ in the last bits between sizes."""
+    #: Run the networks through torch.compile, which moves the last bits.
     compile: bool = False
-    """Run the networks through torch.compile, which moves the last bits."""
+    #: Whether the VAE's convolutions may use TF32 on CUDA, as in the published runs.
     vae_tf32: bool = True
-    """Whether the VAE's convolutions may use TF32 on CUDA, as in the published runs."""
 
     def __post_init__(self) -> None:
         positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size")
@@ -44,10 +44,10 @@ class Solver:
 class Sharding:
     """How what is sampled is kept (`shards` in a study): no field decides bits."""
 
+    #: Seeds per shard file.
     size: int = 1000
-    """Seeds per shard file."""
+    #: False: images are measured as they are made, and only their features and the first few are kept.
     keep_images: bool = True
-    """False: images are measured as they are made, and only their features and the first few are kept."""
 
     def __post_init__(self) -> None:
         positive(self, "size")

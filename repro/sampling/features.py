@@ -19,8 +19,8 @@ from repro.sampling.pairs import Pair
 from repro.sampling.shards import Form, Manifest, read_shard
 
 BATCH = 100  # images that a detector takes at once, which fit a small GPU
+#: Detector -> [N, D].
 Features = dict[str, NDArray[np.float32]]
-"""Detector -> [N, D]."""
 
 
 @dataclass(frozen=True)

@@ -29,26 +29,26 @@ from repro.strict import build
 
 MANIFEST = "manifest.json"
 TORN = (OSError, KeyError, ValueError, zipfile.BadZipFile)
+#: Asked for a file with a test of its content: put there one that somebody has made already, if there is one.
 Borrow = Callable[[Path, Callable[[Path], bool]], bool]
-"""Asked for a file with a test of its content: put there one that somebody has made already, if there is one."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """How a shard was made."""
 
+    #: `Pair.digest`.
     digest: str
-    """`Pair.digest`."""
     configuration: Configuration
     main_sha256: str
     guide_sha256: str | None
     device_type: str
     versions: dict[str, str]
     seeds: list[int]
+    #: Class of each image; empty for unconditional networks.
     labels: list[int] = field(default_factory=list)
-    """Class of each image; empty for unconditional networks."""
+    #: Of the PNGs in seed order.
     images_sha256: str = ""
-    """Of the PNGs in seed order."""
 
     @classmethod
     def of(cls, pair: Pair, seeds: list[int], labels: list[int]) -> "Manifest":
@@ -73,8 +73,8 @@ class Manifest:
 class Form(Protocol):
     """What shards keep of their images, and how."""
 
+    #: Of the files.
     suffix: str
-    """Of the files."""
 
     def manifest(self, path: Path) -> Manifest | None:
         """What a shard says of its making; None where there is none or it is torn; InputError: of another version."""

@@ -36,18 +36,18 @@ class Row:
     """One measurement of the search path, in race `step`."""
 
     step: int
+    #: `screening`, `level 1`, ..., or `fresh seeds`.
     stage: str
-    """`screening`, `level 1`, ..., or `fresh seeds`."""
     candidate: Candidate
     seeds: str
     num_images: int
     value: float
+    #: Whether the candidate went on to the next rung, or won the last.
     kept: bool
-    """Whether the candidate went on to the next rung, or won the last."""
+    #: Whether it became the best setting so far with this measurement.
     accepted: bool
-    """Whether it became the best setting so far with this measurement."""
+    #: Different images generated so far, all candidates together.
     images: int
-    """Different images generated so far, all candidates together."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Finalist:
     mean: float
     min: float
     max: float
+    #: One per fresh block.
     values: str
-    """One per fresh block."""
 
 
 class Search:

@@ -18,30 +18,30 @@ Interval = tuple[float, float]
 class SearchSettings:
     """How a guide is looked for."""
 
+    #: Seed block of the search; its length is N, the number of images of a full measurement.
     seeds: str
-    """Seed block of the search; its length is N, the number of images of a full measurement."""
+    #: Other blocks of N seeds, on which the `finalists` are measured again.
     fresh: list[str]
-    """Other blocks of N seeds, on which the `finalists` are measured again."""
+    #: A race runs on N / 2^(rungs - 1), ..., N / 2, N images; at each rung the better half goes on.
     rungs: int = 3
-    """A race runs on N / 2^(rungs - 1), ..., N / 2, N images; at each rung the better half goes on."""
+    #: The winner and its best neighbours, so many in all.
     finalists: int = 4
-    """The winner and its best neighbours, so many in all."""
+    #: Least and greatest weight.
     guidance: Interval = (1.0, 3.5)
-    """Least and greatest weight."""
+    #: Half-widths of the local grids along the weight, coarse to fine; the last one is the lattice.
     guidance_steps: tuple[float, ...] = (0.4, 0.2, 0.1, 0.05)
-    """Half-widths of the local grids along the weight, coarse to fine; the last one is the lattice."""
+    #: Least and greatest EMA length, of main network and guide.
     ema: Interval = (0.010, 0.250)
-    """Least and greatest EMA length, of main network and guide."""
+    #: The same along both EMA lengths, as many as `guidance_steps`.
     ema_steps: tuple[float, ...] = (0.04, 0.02, 0.01, 0.005)
-    """The same along both EMA lengths, as many as `guidance_steps`."""
+    #: Weights at which every snapshot is screened first.
     first_guidance: tuple[float, ...] = (1.4, 1.8, 2.4)
-    """Weights at which every snapshot is screened first."""
+    #: EMA length of main network and guide in the screening.
     first_ema: float = 0.10
-    """EMA length of main network and guide in the screening."""
+    #: Training lengths of guides, as in snapshot names; default: the run's whole, half, quarter, ...
     guide_kimg: list[int] | None = None
-    """Training lengths of guides, as in snapshot names; default: the run's whole, half, quarter, ..."""
+    #: Largest relative L2 error of a rebuilt averaging profile; the published guides have up to 0.15.
     profile_error: float = 0.2
-    """Largest relative L2 error of a rebuilt averaging profile; the published guides have up to 0.15."""
 
     def __post_init__(self) -> None:
         positive(self, "rungs", "finalists", "guidance_steps", "ema_steps")
@@ -80,13 +80,13 @@ class SearchSettings:
 class Candidate:
     """One setting of everything that is searched."""
 
+    #: The guide's training run.
     guide: str
-    """The guide's training run."""
+    #: Its training length, thousands of images as in snapshot names.
     kimg: int
-    """Its training length, thousands of images as in snapshot names."""
     guidance: float
+    #: None where the main network is one fixed file.
     main_ema: float | None
-    """None where the main network is one fixed file."""
     guide_ema: float
 
     def __str__(self) -> str:
@@ -99,10 +99,10 @@ class Space:
     """What is searched: snapshots by run, and the lattice."""
 
     settings: SearchSettings
+    #: Run -> training length -> least and greatest EMA length that its snapshots give.
     guides: Mapping[str, Mapping[int, Interval]]
-    """Run -> training length -> least and greatest EMA length that its snapshots give."""
+    #: The same for the main network; None for a fixed one.
     main_ema: Interval | None
-    """The same for the main network; None for a fixed one."""
 
     def screening(self) -> list[Candidate]:
         """Every snapshot at the first weights and EMA length."""

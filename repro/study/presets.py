@@ -12,10 +12,10 @@ class Preset:
     """A published pair of networks with its weight and the value it reached."""
 
     name: str
+    #: Network file.
     main: str
-    """Network file."""
+    #: None: no guidance.
     guide: str | None
-    """None: no guidance."""
     guidance: float
     metric: str
     published: float

@@ -20,26 +20,26 @@ from repro.training.config import MI, TrainingConfig
 
 OUT = Path("out")
 ID = r"[a-z0-9][a-z0-9_-]{0,99}"
+#: Sections of a study that leave their outputs side by side, so that no two may share an id.
 FOLDERS = (("data", "images"), ("train", "networks", "models", "reconstruct"), ("toy", "generate", "sweeps"))
-"""Sections of a study that leave their outputs side by side, so that no two may share an id."""
+#: Stage of `dvc.yaml` -> the section with an entry for each; report and verify apart.
 STAGES = {
     **{section: section for sections in FOLDERS for section in sections if section != "sweeps"},
     **{"sweep": "sweeps", "reference": "data", "image_reference": "images"},
     **{"features": "generate", "evaluate": "generate"},
 }
-"""Stage of `dvc.yaml` -> the section with an entry for each; report and verify apart."""
 
 
 @dataclass(frozen=True)
 class Data:
     """A data set (stages `data` and `reference`)."""
 
+    #: A name of `repro.data.kinds.KINDS`: digits, cifar10, reference (published statistics), ...
     kind: str
-    """A name of `repro.data.kinds.KINDS`: digits, cifar10, reference (published statistics), ..."""
+    #: What the data are: fields of the kind.
     settings: dict[str, Any]
-    """What the data are: fields of the kind."""
+    #: What only decides the reference: fields of the kind's `measured`.
     reference: dict[str, Any] = field(default_factory=dict)
-    """What only decides the reference: fields of the kind's `measured`."""
 
     def __post_init__(self) -> None:
         build(KINDS[self.kind].measured, self.reference, "reference")
@@ -60,10 +60,10 @@ class Data:
 class Images:
     """The user's own images (stages `images` and `reference`), a data set of kind `images`."""
 
+    #: Zip or folder of square PNGs, with labels in dataset.json.
     path: str
-    """Zip or folder of square PNGs, with labels in dataset.json."""
+    #: Whether conditional networks see the labels.
     use_labels: bool = True
-    """Whether conditional networks see the labels."""
 
     @property
     def data(self) -> Data:
@@ -75,8 +75,8 @@ class Images:
 class Train:
     """A training run (stage `train`)."""
 
+    #: Id of the data set.
     data: str = field(metadata={"of": "datasets"})
-    """Id of the data set."""
     config: TrainingConfig
 
 
@@ -84,10 +84,10 @@ class Train:
 class RawSnapshots:
     """Every raw snapshot that was published of one training run, input of post-hoc EMA."""
 
+    #: Name of the run; its files are raw-snapshots/RUN/RUN-KIMG-STD.pkl.
     run: str
-    """Name of the run; its files are raw-snapshots/RUN/RUN-KIMG-STD.pkl."""
+    #: Latest snapshot, in units of 2^20 training images.
     until_Mi: int
-    """Latest snapshot, in units of 2^20 training images."""
     every_Mi: int = 32
     ema_stds: list[float] = field(default_factory=lambda: [0.05, 0.10])
 
@@ -107,10 +107,10 @@ class RawSnapshots:
 class Networks:
     """Published networks of one training run (stage `networks`)."""
 
+    #: Network files: addresses, or paths below the study's `sources`.
     fetch: list[str] | None = None
-    """Network files: addresses, or paths below the study's `sources`."""
+    #: Raw snapshots, for a `reconstruct` entry.
     raw: RawSnapshots | None = None
-    """Raw snapshots, for a `reconstruct` entry."""
 
     def __post_init__(self) -> None:
         if (self.fetch is None) == (self.raw is None) or self.fetch == []:
@@ -125,10 +125,10 @@ class Networks:
 class Model:
     """A network of the user's own (stage `models`), called `ID/model.json` as main network or guide."""
 
+    #: `module:function` that returns a `repro.networks.Denoiser`.
     code: str
-    """`module:function` that returns a `repro.networks.Denoiser`."""
+    #: File or folder that decides what it returns, such as its weights; the stage runs again when it changes.
     path: str
-    """File or folder that decides what it returns, such as its weights; the stage runs again when it changes."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.]+:\w+", self.code):
@@ -139,12 +139,12 @@ class Model:
 class Reconstruct:
     """Post-hoc EMA of one training run (stage `reconstruct`)."""
 
+    #: Id of the run whose snapshots are combined.
     source: str = field(metadata={"of": "runs"})
-    """Id of the run whose snapshots are combined."""
+    #: Relative EMA lengths to make.
     ema_stds: list[float]
-    """Relative EMA lengths to make."""
+    #: Training length of the result, thousands of images as in the snapshots' names.
     kimg: int
-    """Training length of the result, thousands of images as in the snapshots' names."""
 
     def __post_init__(self) -> None:
         positive(self, "kimg")
@@ -157,15 +157,15 @@ class Reconstruct:
 class Generate:
     """One sampled configuration (stages `generate`, `features` and `evaluate`)."""
 
+    #: Label in tables: unguided, cfg, interval, autoguidance ...
     method: str
-    """Label in tables: unguided, cfg, interval, autoguidance ..."""
+    #: Id of the data set measured against.
     data: str = field(metadata={"of": "datasets"})
-    """Id of the data set measured against."""
+    #: Seed blocks `first-last`, each measured on its own.
     seeds: list[str]
-    """Seed blocks `first-last`, each measured on its own."""
+    #: Networks are files below out/<study>/networks/; a guide is always named, the main network again where there is
+    #: no guidance, since DVC depends on it.
     guided: Guided = inline()
-    """Networks are files below out/<study>/networks/; a guide is always named, the main network again where there is
-    no guidance, since DVC depends on it."""
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -184,17 +184,17 @@ class Generate:
 class Sweep(Generate):
     """One sensitivity curve (stage `sweep`): such configurations along an axis, on other seeds than the tables'."""
 
+    #: Folder of the main network, as `main` begins; DVC depends on all of it, since EMA lengths vary.
     main_set: str
-    """Folder of the main network, as `main` begins; DVC depends on all of it, since EMA lengths vary."""
+    #: The same of the guide.
     guide_set: str
-    """The same of the guide."""
+    #: What varies.
     axis: Literal["guidance", "main_ema", "guide_ema"]
-    """What varies."""
     values: list[float]
+    #: The metric that weight and EMA lengths were chosen for, where it was one; figures of methods show this one.
     optimised_for: str | None = None
-    """The metric that weight and EMA lengths were chosen for, where it was one; figures of methods show this one."""
+    #: Which figures show the curve -> its name in the legend, empty: the method's; default: the axis's own figure.
     figures: dict[Literal["guidance", "training", "capacity", "corruptions", "ema"], str] | None = None
-    """Which figures show the curve -> its name in the legend, empty: the method's; default: the axis's own figure."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,19 +229,19 @@ class Sweep(Generate):
 class Claim:
     """A claim that one configuration does better than another in a metric."""
 
+    #: Id of a configuration; of the 2D example TOY-METHOD.
     better: str = field(metadata={"of": "configurations"})
-    """Id of a configuration; of the 2D example TOY-METHOD."""
     than: str = field(metadata={"of": "configurations"})
+    #: Full name, see `metrics.names`.
     metric: str
-    """Full name, see `metrics.names`."""
+    #: Who claims it: paper, section.
     source: str = ""
-    """Who claims it: paper, section."""
+    #: The claim in words; default: made from the rest.
     text: str = ""
-    """The claim in words; default: made from the rest."""
+    #: It is better by at least this much.
     by: float = 0.0
-    """It is better by at least this much."""
+    #: Instead: it is at most this much worse.
     within: float | None = None
-    """Instead: it is at most this much worse."""
 
     def __post_init__(self) -> None:
         if not named(self.metric).better:
@@ -254,14 +254,14 @@ class Claim:
 class CurveClaim:
     """A claim about the shape of a curve, or about one curve against another."""
 
+    #: Id of a sweep.
     curve: str = field(metadata={"of": "sweeps"})
-    """Id of a sweep."""
+    #: What is compared: `width` of the curve, its `least` value, or the `place` where it is least.
     feature: Literal["width", "least", "place"]
-    """What is compared: `width` of the curve, its `least` value, or the `place` where it is least."""
+    #: `at`: within the distance of two EMA lengths.
     relation: Literal["above", "below", "at"]
-    """`at`: within the distance of two EMA lengths."""
+    #: Another sweep, or a number.
     against: str | float = field(metadata={"of": "sweeps"})
-    """Another sweep, or a number."""
     metric: str
     text: str
     source: str = ""
@@ -274,17 +274,17 @@ class CurveClaim:
 class Published:
     """The published value of a configuration, in the one metric that its settings were optimised for."""
 
+    #: Where it stands: table1, presets or corruptions.
     table: str
-    """Where it stands: table1, presets or corruptions."""
+    #: Which row of that table.
     row: str
-    """Which row of that table."""
     metric: Literal["fid", "fd_dinov2"]
     value: float
+    #: Where its networks come from: `ready-made` files, `raw-snapshots`, or an `unverified-source`: raw snapshots
+    #: that nobody has confirmed to be public.
     source: Literal["ready-made", "raw-snapshots", "unverified-source"] = "ready-made"
-    """Where its networks come from: `ready-made` files, `raw-snapshots`, or an `unverified-source`: raw snapshots
-    that nobody has confirmed to be public."""
+    #: Rows of a table with the same family are ordered: what is published lower should be measured lower.
     family: str = ""
-    """Rows of a table with the same family are ordered: what is published lower should be measured lower."""
 
 
 @dataclass(frozen=True)
@@ -303,14 +303,14 @@ class Evaluate:
     """What is measured for every configuration."""
 
     detectors: list[str] = field(default_factory=list)
+    #: Names of `metrics.measure.METRICS`.
     metrics: list[str] = field(default_factory=lambda: ["fd"])
-    """Names of `metrics.measure.METRICS`."""
+    #: Real features used by the neighbour metrics.
     num_real: int = 10_000
-    """Real features used by the neighbour metrics."""
+    #: Nearest neighbours of precision and recall.
     k: int = 3
-    """Nearest neighbours of precision and recall."""
+    #: Nearest neighbours of density and coverage.
     k_density: int = 5
-    """Nearest neighbours of density and coverage."""
 
     def __post_init__(self) -> None:
         positive(self, "num_real")
@@ -338,8 +338,8 @@ class Evaluate:
 class Study:
     """Everything one `dvc repro` does; outputs go to out/<study>/."""
 
+    #: Name, a plain id; equals the file's.
     study: str
-    """Name, a plain id; equals the file's."""
     sampler: Solver
     shards: Sharding
     evaluate: Evaluate
@@ -352,20 +352,20 @@ class Study:
     reconstruct: dict[str, Reconstruct]
     generate: dict[str, Generate]
     sweeps: dict[str, Sweep]
+    #: Modules that register kinds of data, detectors, metrics, rules or degradations; importing them runs them.
     plugins: list[str] = field(default_factory=list)
-    """Modules that register kinds of data, detectors, metrics, rules or degradations; importing them runs them."""
+    #: What the study is to decide, about its configurations.
     claims: list[Claim] = field(default_factory=list)
-    """What the study is to decide, about its configurations."""
+    #: The same about its curves.
     curve_claims: list[CurveClaim] = field(default_factory=list)
-    """The same about its curves."""
+    #: Base addresses of published files (http, https or file), tried in turn; no stage runs again for another.
     sources: list[str] = field(default_factory=lambda: [PUBLISHED])
-    """Base addresses of published files (http, https or file), tried in turn; no stage runs again for another."""
+    #: The same for the VAE of networks in latent space.
     hub: list[str] = field(default_factory=lambda: ["https://huggingface.co"])
-    """The same for the VAE of networks in latent space."""
+    #: Configuration -> the value to compare it with.
     published: dict[str, Published] = field(default_factory=dict)
-    """Configuration -> the value to compare it with."""
+    #: What cannot be compared, by the id that its configuration would have.
     waived: dict[str, Waived] = field(default_factory=dict)
-    """What cannot be compared, by the id that its configuration would have."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(ID, self.study):

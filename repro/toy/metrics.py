@@ -9,6 +9,7 @@ from metrics.names import VALUES, Name
 from repro.toy.mixture import OFFSETS, Mixture
 
 MASS = 0.99  # of the true distribution inside the contour beyond which a sample is an outlier
+#: What `measure` gives.
 NAMES = {
     name: VALUES.register(name, Name(label, better, decimals, of_features=False))
     for name, label, better, decimals in (
@@ -20,7 +21,6 @@ NAMES = {
         ("sliced_wasserstein", "sliced Wasserstein", -1, 4),
     )
 }
-"""What `measure` gives."""
 
 
 def contour_level(log_density: Tensor) -> float:

@@ -14,12 +14,12 @@ LAST_SEED = TRUE_SEED - 2
 class ToyNetworkSettings:
     """What sets one network apart from the others."""
 
+    #: Classes of the mixture it learns: A, B or AB.
     classes: str
-    """Classes of the mixture it learns: A, B or AB."""
+    #: Channels of its hidden layers.
     width: int
-    """Channels of its hidden layers."""
+    #: Length of its training.
     iterations: int
-    """Length of its training."""
 
     def __post_init__(self) -> None:
         if self.classes not in ("A", "B", "AB"):
@@ -31,21 +31,21 @@ class ToyNetworkSettings:
 class ToyTrainingSettings:
     """What the networks' trainings share; with `ToyNetworkSettings`, all that decides the trained weights."""
 
+    #: Settles initial weights, training points and noise levels.
     seed: int = 0
-    """Settles initial weights, training points and noise levels."""
+    #: Hidden layers after the input layer.
     num_layers: int = 4
-    """Hidden layers after the input layer."""
     batch_size: int = 4096
+    #: Peak learning rate.
     ref_lr: float = 0.01
-    """Peak learning rate."""
+    #: Iterations after which the learning rate decays as 1/sqrt.
     ref_iterations: int = 512
-    """Iterations after which the learning rate decays as 1/sqrt."""
+    #: Mean of ln(sigma).
     P_mean: float = -2.3
-    """Mean of ln(sigma)."""
+    #: Standard deviation of ln(sigma).
     P_std: float = 1.5
-    """Standard deviation of ln(sigma)."""
+    #: Relative length of the power-function average that is kept.
     ema_std: float = 0.010
-    """Relative length of the power-function average that is kept."""
 
     def __post_init__(self) -> None:
         within(self, 0, LAST_SEED, "seed")
@@ -58,39 +58,39 @@ class ToyTrainingSettings:
 class ToySettings:
     """One run of the 2D example."""
 
+    #: What is measured: fresh points of the mixture, and samples by every method.
     METHODS: ClassVar[tuple[str, ...]] = ("true", "unguided", "cfg", "autoguidance", "truncation")
-    """What is measured: fresh points of the mixture, and samples by every method."""
 
     training: ToyTrainingSettings = ToyTrainingSettings()
     main: ToyNetworkSettings = ToyNetworkSettings("A", width=64, iterations=4096)
+    #: Autoguidance: smaller and less trained, same class.
     guide: ToyNetworkSettings = ToyNetworkSettings("A", width=32, iterations=512)
-    """Autoguidance: smaller and less trained, same class."""
+    #: Classifier-free guidance: sees both classes.
     unconditional: ToyNetworkSettings = ToyNetworkSettings("AB", width=32, iterations=512)
-    """Classifier-free guidance: sees both classes."""
+    #: Iterations between checkpoints; decides no result.
     checkpoint_every: int = 512
-    """Iterations between checkpoints; decides no result."""
 
+    #: Guidance weight w, as is `cfg`.
     autoguidance: float = 3.0
-    """Guidance weight w, as is `cfg`."""
     cfg: float = 4.0
+    #: Factor of the score in naive truncation.
     truncation: float = 1.40
-    """Factor of the score in naive truncation."""
+    #: Heun steps.
     num_steps: int = 32
-    """Heun steps."""
     sigma_min: float = 0.002
     sigma_max: float = 5.0
     rho: float = 7.0
 
+    #: One set of samples, and so one row of measures, each.
     sampling_seeds: tuple[int, ...] = (0, 1, 2)
-    """One set of samples, and so one row of measures, each."""
+    #: Points per set.
     num_samples: int = 16384
-    """Points per set."""
+    #: True points that settle the contour of 99% of the mass.
     num_true: int = 131072
-    """True points that settle the contour of 99% of the mass."""
+    #: Projections of the sliced Wasserstein distance.
     num_directions: int = 256
-    """Projections of the sliced Wasserstein distance."""
+    #: Whether the paper's figures 1 and 2 are drawn.
     figures: bool = True
-    """Whether the paper's figures 1 and 2 are drawn."""
 
     def __post_init__(self) -> None:
         positive(self, "checkpoint_every", "num_steps", "sigma_min", "sigma_max", "rho", "num_samples", "num_true")

@@ -11,8 +11,8 @@ from metrics.files import InputError
 from repro.strict import build, finite, inline, positive, within
 
 MI = 2**20  # images: training lengths are multiples of it
+#: By name, the U-Net's dtype; None: what the network has for its device.
 PRECISIONS: dict[str, torch.dtype | None] = {"fp16": None, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""By name, the U-Net's dtype; None: what the network has for its device."""
 COUNTS = ("total_nimg", "snapshot_nimg", "checkpoint_nimg", "log_nimg")  # settings that are whole steps
 
 
@@ -21,8 +21,8 @@ class NetworkSettings:
     """Arguments of `repro.networks.Precond` and its blocks, apart from those that the data settle."""
 
     model_channels: int = 192
+    #: Widths of the levels, in units of `model_channels`.
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    """Widths of the levels, in units of `model_channels`."""
     channel_mult_noise: float | None = None
     channel_mult_emb: float | None = None
     num_blocks: int = 3
@@ -51,31 +51,31 @@ class NetworkSettings:
 class TrainingSettings:
     """What decides the bits of a run, and which snapshots there are of it."""
 
+    #: Run name, the first part of its snapshots' file names.
     name: str
-    """Run name, the first part of its snapshots' file names."""
     network: NetworkSettings
+    #: Images per optimiser step, over all processes.
     batch_size: int = 2048
-    """Images per optimiser step, over all processes."""
+    #: Whether the network sees the labels.
     conditional: bool = True
-    """Whether the network sees the labels."""
+    #: Settles initial weights, data order, noise and dropout.
     seed: int = 0
-    """Settles initial weights, data order, noise and dropout."""
+    #: Peak learning rate alpha_ref.
     ref_lr: float = 0.01
-    """Peak learning rate alpha_ref."""
+    #: Steps t_ref after which the learning rate decays as 1/sqrt; 0: constant.
     ref_batches: float = 70_000
-    """Steps t_ref after which the learning rate decays as 1/sqrt; 0: constant."""
+    #: Length of the linear ramp-up, in millions of images; 0: none.
     rampup_Mimg: float = 10
-    """Length of the linear ramp-up, in millions of images; 0: none."""
+    #: Mean of ln(sigma) in training.
     P_mean: float = -0.4
-    """Mean of ln(sigma) in training."""
+    #: Standard deviation of ln(sigma) in training.
     P_std: float = 1.0
-    """Standard deviation of ln(sigma) in training."""
+    #: Lengths (sigma_rel) of the tracked averages.
     ema_stds: tuple[float, ...] = (0.05, 0.10)
-    """Lengths (sigma_rel) of the tracked averages."""
+    #: Distance of the snapshots of the averages; one is always written at the end.
     snapshot_nimg: int = 8 * MI
-    """Distance of the snapshots of the averages; one is always written at the end."""
+    #: Arithmetic of the U-Net: fp16 as published (on CUDA; float32 elsewhere), bf16, or fp32.
     precision: str = "fp16"
-    """Arithmetic of the U-Net: fp16 as published (on CUDA; float32 elsewhere), bf16, or fp32."""
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "ref_lr", "P_std")
@@ -101,14 +101,14 @@ class TrainingSettings:
 class Pace:
     """How far a run goes, how often it saves and reports, and in what pieces it works; no folder is bound to these."""
 
+    #: Length of training.
     total_nimg: int
-    """Length of training."""
+    #: Distance of the checkpoints, from which an interrupted run goes on; one is always written at the end.
     checkpoint_nimg: int = 128 * MI
-    """Distance of the checkpoints, from which an interrupted run goes on; one is always written at the end."""
+    #: Distance of the lines in the log.
     log_nimg: int = MI // 8
-    """Distance of the lines in the log."""
+    #: Most images that a process takes at once; a larger share is accumulated. None: no limit.
     device_batch_size: int | None = None
-    """Most images that a process takes at once; a larger share is accumulated. None: no limit."""
 
 
 @dataclass(frozen=True)

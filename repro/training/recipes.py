@@ -16,12 +16,12 @@ LABELS = 1000  # classes of ImageNet
 class Recipe:
     """What tells one run from another."""
 
+    #: Of the images: 512 are trained as 64 x 64 latents of the VAE, 64 as pixels.
     resolution: int
-    """Of the images: 512 are trained as 64 x 64 latents of the VAE, 64 as pixels."""
     channels: int
     ref_lr: float
+    #: Training length in units of 2^20 images.
     duration_Mi: int
-    """Training length in units of 2^20 images."""
     dropout: float = 0.0
     conditional: bool = True
 
@@ -36,11 +36,11 @@ class Recipe:
         return NetworkSettings(model_channels=self.channels, dropout=self.dropout)
 
 
+#: Resolution -> what all its recipes set.
 SHARED = {
     512: {"ref_batches": 70_000, "P_mean": -0.4, "P_std": 1.0},
     64: {"ref_batches": 35_000, "P_mean": -0.8, "P_std": 1.6},
 }
-"""Resolution -> what all its recipes set."""
 EDM2 = {
     "edm2-img512-xxs": Recipe(512, 64, 0.0170, 2048),
     "edm2-img512-xs": Recipe(512, 128, 0.0120, 2048),

@@ -31,16 +31,16 @@ SOLVER = Solver(batch_size=32)
 class Watch:
     """What is made besides the snapshots of a run."""
 
+    #: Seeds in the sample grid of every snapshot; 0: none.
     grid: int = 0
-    """Seeds in the sample grid of every snapshot; 0: none."""
+    #: Write TensorBoard's event files.
     board: bool = False
-    """Write TensorBoard's event files."""
+    #: What distances are measured to, as `metrics evaluate --ref` takes it; None: nothing is measured.
     reference: str | None = None
-    """What distances are measured to, as `metrics evaluate --ref` takes it; None: nothing is measured."""
+    #: Samples of each evaluation: seeds 0 to num_images - 1.
     num_images: int = 5000
-    """Samples of each evaluation: seeds 0 to num_images - 1."""
+    #: Distance of evaluations in training images; those at which a snapshot is written count.
     every_nimg: int = 64 * MI
-    """Distance of evaluations in training images; those at which a snapshot is written count."""
     detectors: tuple[str, ...] = ("inception",)
 
     def __post_init__(self) -> None:

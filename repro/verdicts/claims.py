@@ -23,14 +23,14 @@ class Verdict:
 
     claim: str
     metric: str
+    #: Which is said to be better; or the curve.
     configuration: str
-    """Which is said to be better; or the curve."""
+    #: Its mean over seed blocks; or the feature of the curve.
     value: float | None = None
-    """Its mean over seed blocks; or the feature of the curve."""
     against: str = ""
     against_value: float | None = None
+    #: Value minus the other's.
     difference: float | None = None
-    """Value minus the other's."""
     verdict: str = NOT_RUN
     reason: str = ""
     source: str = ""

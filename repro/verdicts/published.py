@@ -40,8 +40,8 @@ class Cell:
     """A published value beside what was measured."""
 
     study: str
+    #: Where the value was published.
     table: str
-    """Where the value was published."""
     row: str
     configuration: str
     metric: str
