@@ -1,6 +1,5 @@
 """The command line `repro` (`python -m repro`); thin: every command calls one function."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -27,7 +26,6 @@ from repro.training.watching import Watch, train_watched
 from repro.verdicts import check, measures, verify
 
 Texts = tuple[str, ...]  # of a repeatable option
-VAE = "stabilityai/sd-vae-ft-mse"
 PATH = click.Path(path_type=Path)
 NAME = click.argument("name", required=False)
 
@@ -48,8 +46,7 @@ def study_group() -> None:
 def study_list() -> None:
     """Names of all studies; `*` marks the active one."""
     active = studies.load().study if studies.PARAMS.exists() else None
-    for name in studies.available():
-        click.echo(f"{'*' if name == active else ' '} {name}")
+    click.echo("\n".join(f"{'*' if name == active else ' '} {name}" for name in studies.available()))
 
 
 @study_group.command("use")
@@ -57,8 +54,7 @@ def study_list() -> None:
 @click.option("--force", is_flag=True, help="Discard edits of params.yaml that no study file holds.")
 def study_use(name: str, force: bool) -> None:
     """Make NAME the active study; says which stages come and go."""
-    changes = studies.use(name, force)
-    click.echo("\n".join([*changes, f"params.yaml is now {studies.study_path(name)}"]))
+    click.echo("\n".join([*studies.use(name, force), f"params.yaml is now {studies.study_path(name)}"]))
 
 
 @study_group.command("show")
@@ -113,11 +109,9 @@ def generate_command(
 @click.option("--out", type=PATH, required=True, help="Folder for the networks.")
 def reconstruct_command(files: tuple[Path, ...], stds: tuple[float, ...], nimg: int | None, out: Path) -> None:
     """Post-hoc EMA: networks of the given EMA lengths from stored SNAPSHOTS."""
-    name = snapshots.parse_name(files[0].name)
-    if name is None:
-        raise InputError(f"{files[0]}: expected a file name RUN-KIMG-STD")
+    run = snapshots.checked_name(files[0].name).run
     for std, snapshot in ema.reconstruct(files, stds, nimg).items():
-        path = out / snapshots.format_name(name.run, snapshot.metadata["nimg"] // 1000, std)
+        path = out / snapshots.format_name(run, snapshot.metadata["nimg"] // 1000, std)
         snapshots.save(snapshot, path)
         click.echo(str(path))
 
@@ -160,9 +154,8 @@ def report_command(publish: bool) -> None:
 @click.option("--strict", is_flag=True, help="Exit code 1 if a value is off or a claim that was tested does not hold.")
 def verify_command(strict: bool) -> None:
     """Judge published values and claims on what is measured; writes published.csv and verdicts.csv to out/<study>/."""
-    code = verify(studies.load(), click.echo)
-    if strict:
-        sys.exit(code)
+    if verify(studies.load(), click.echo) and strict:
+        raise SystemExit(1)
 
 
 @cli.command("fetch")
@@ -180,7 +173,7 @@ def fetch_command(name: str | None, offline: bool) -> None:
 @click.option("--out", type=PATH, help="Folder of the run; an interrupted one goes on.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Another value of a setting; repeatable.")
 @click.option("--watch", "watched", multiple=True, metavar="KEY=VALUE", help="Show how it goes; repeatable.")
-@click.option("--vae", default=VAE, show_default=True, help="Decoder of latents in samples.")
+@click.option("--vae", default=StabilityVAEEncoder.vae_name, show_default=True, help="Decoder of latents in samples.")
 @click.option("--dry-run", is_flag=True, help="Print the full configuration and what it costs; touch nothing.")
 def train_command(
     preset: str | None, data: Path | None, out: Path | None, changes: Texts, watched: Texts, vae: str, dry_run: bool
@@ -231,7 +224,7 @@ def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, worke
 @data_group.command("encode")
 @click.argument("source", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The zip to make.")
-@click.option("--vae", default=VAE, show_default=True, help="Hugging Face name, or a folder.")
+@click.option("--vae", default=StabilityVAEEncoder.vae_name, show_default=True, help="Hugging Face name, or a folder.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 def data_encode(source: Path, out: Path, vae: str, batch_size: int) -> None:
     """VAE latents (means and deviations of the posterior) of SOURCE, a zip that `data convert` made."""
@@ -247,8 +240,7 @@ def data_check(archive: Path) -> None:
 
 
 def _show(archive: Path) -> None:
-    for name, value in archives.check(archive).items():
-        click.echo(f"{name:15} {value}")
+    click.echo("\n".join(f"{name:15} {value}" for name, value in archives.check(archive).items()))
 
 
 @cli.command("cost")
@@ -276,10 +268,8 @@ def preset_list(training: bool) -> None:
 @click.argument("name")
 def preset_show(name: str) -> None:
     """Networks, weight and published value of preset NAME, or the configuration and cost of a training recipe."""
-    if name in recipes.RECIPES:
-        click.echo(cost.describe(recipes.configure(name), recipes.RECIPES[name]))
-    else:
-        click.echo(presets.show(presets.presets()[name]))
+    recipe = recipes.RECIPES.get(name)
+    click.echo(cost.describe(recipes.configure(name), recipe) if recipe else presets.show(presets.presets()[name]))
 
 
 @cli.command("summary")
@@ -300,13 +290,13 @@ def check_command(committed: Path, training_seeds: Path) -> None:
     click.echo(f"{len(table)} cells compared with {committed}, {len(outside)} outside their tolerance")
     if len(outside):
         click.echo(outside.to_string(index=False))
-        sys.exit(1)
+        raise SystemExit(1)
 
 
 @cli.command("doctor")
 def doctor_command() -> None:
     """What this machine has and lacks: devices, TF32, disk, addresses, weights, and a four-seed sample."""
-    sys.exit(0 if doctor.report(click.echo) else 1)
+    raise SystemExit(0 if doctor.report(click.echo) else 1)
 
 
 def main() -> None:
@@ -315,12 +305,12 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except InputError as err:
         click.echo(f"error: {err}", err=True)
-        sys.exit(2)
+        raise SystemExit(2) from None
     except click.ClickException as err:
         err.show()
-        sys.exit(2)
+        raise SystemExit(2) from None
     except click.Abort:
-        sys.exit(130)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -21,22 +21,15 @@ MAIN, GUIDE = 0, 1  # main and guide draw different numbers
 
 
 class Degraded:
-    """A denoiser of the same shape around another one, made worse.
-
-    What it draws comes from `streams`, one per image of the batch, once they are set.
-    """
+    """A denoiser of the same shape around another one, made worse; draws from `streams`, one per image, once set."""
 
     key = (MAIN, 0)  # role, and place in the registry: each draws from streams of its own
     streams: SeedStreams | None = None
 
     def __init__(self, network: Denoiser, strength: float) -> None:
-        self.network = network
-        self.strength = strength
-        self.img_resolution = network.img_resolution
-        self.img_channels = network.img_channels
-        self.label_dim = network.label_dim
-        self.sigma_data = network.sigma_data
-        self.encoder = network.encoder
+        self.network, self.strength = network, strength
+        self.img_resolution, self.img_channels = network.img_resolution, network.img_channels
+        self.label_dim, self.sigma_data, self.encoder = network.label_dim, network.sigma_data, network.encoder
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.network(x, sigma, labels)
@@ -105,8 +98,7 @@ class DroppedOut(Degraded):
 
     def drop(self, x: Tensor) -> Tensor:
         """Zero a share `strength` of the values of `x` [N, C, H, W], and scale the others up."""
-        keep = self.drawn().rand_like(x) >= self.strength
-        return x * keep.to(x.dtype) / (1 - self.strength)
+        return x * (self.drawn().rand_like(x) >= self.strength).to(x.dtype) / (1 - self.strength)
 
 
 class RaisedNoise(Degraded):

@@ -3,7 +3,6 @@
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +33,15 @@ def report(echo: Callable[[str], None]) -> bool:
 def findings() -> Iterator[Finding]:
     """Versions, machine settings, devices, TF32, disk, addresses, weights and the four-seed sample, in this order."""
     yield True, f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} CPU threads"
-    settings = asdict(machine())
+    settings = vars(machine())
     yield True, f"{FILE} and variables: " + ", ".join(f"{key} {value}" for key, value in settings.items() if value)
-    yield from _devices()
+    if torch.cuda.is_available():
+        for i, device in enumerate(map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))):
+            yield True, f"cuda:{i} {device.name}, {device.total_memory / 2**30:.0f} GiB"
+        now = f"matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}"
+        yield None, f"TF32 now: {now}; detectors switch both off, a study's vae_tf32 says it for the VAE"
+    else:
+        yield None, "no CUDA device: the default study needs none, the ImageNet studies do"
     free = shutil.disk_usage(".").free / 1e9
     yield free > 2, f"{free:.0f} GB free here (the default study takes 1 GB)"
     yield from [(None, "offline: nothing is downloaded")] if settings["offline"] else map(_reachable, HOSTS)
@@ -44,17 +49,6 @@ def findings() -> Iterator[Finding]:
         path = weights.locate(name)
         yield (True if path else None), f"{name} weights: {path or 'not here, fetched at first use'}"
     yield from map(_golden_sample, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
-
-
-def _devices() -> Iterator[Finding]:
-    if not torch.cuda.is_available():
-        yield None, "no CUDA device: the default study needs none, the ImageNet studies do"
-        return
-    for i in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(i)
-        yield True, f"cuda:{i} {device.name}, {device.total_memory / 2**30:.0f} GiB"
-    now = f"matmul {torch.backends.cuda.matmul.allow_tf32}, cuDNN {torch.backends.cudnn.allow_tf32}"
-    yield None, f"TF32 now: {now}; detectors switch both off, a study's vae_tf32 says it for the VAE"
 
 
 def _reachable(host: str) -> Finding:

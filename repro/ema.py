@@ -35,15 +35,12 @@ def std_to_gamma(std: ArrayLike) -> NDArray[np.float64]:
     s = np.asarray(std, dtype=np.float64)
     if not np.all((s > 0) & (s <= 0.3)):
         raise ValueError(f"EMA lengths (sigma_rel) must lie in (0, 0.3], got {np.array2string(s, threshold=8)}")
-    inverse_variance = s.reshape(-1) ** -2.0
-    gamma = [np.roots([1, 7, 16 - v, 12 - v]).real.max() for v in inverse_variance]
-    return np.array(gamma, dtype=np.float64).reshape(s.shape)
+    return np.array([np.roots([1, 7, 16 - v, 12 - v]).real.max() for v in s.reshape(-1) ** -2.0]).reshape(s.shape)
 
 
 def beta(std: ArrayLike, t_next: ArrayLike, t_delta: ArrayLike) -> NDArray[np.float64]:
     """Decay of the average in the update that ends at `t_next` and spans `t_delta`, any unit of time (EDM2 eq. 127)."""
-    t_next, t_delta = np.asarray(t_next, dtype=np.float64), np.asarray(t_delta, dtype=np.float64)
-    return (1 - t_delta / t_next) ** (std_to_gamma(std) + 1)
+    return (1 - np.divide(t_delta, t_next, dtype=np.float64)) ** (std_to_gamma(std) + 1)
 
 
 def correlation(a_ofs: ArrayLike, a_std: ArrayLike, b_ofs: ArrayLike, b_std: ArrayLike) -> NDArray[np.float64]:
@@ -75,8 +72,7 @@ def _products(
     """Inner products of the inputs with each other, [inputs, inputs], and with the outputs, [inputs, outputs]."""
     ti, si = np.broadcast_arrays(np.asarray(in_nimg), np.asarray(in_std))
     to, so = np.broadcast_arrays(np.atleast_1d(out_nimg), np.atleast_1d(out_std))
-    gram = correlation(ti[:, None], si[:, None], ti[None, :], si[None, :])
-    return gram, correlation(ti[:, None], si[:, None], to[None, :], so[None, :])
+    return correlation(ti[:, None], si[:, None], ti, si), correlation(ti[:, None], si[:, None], to, so)
 
 
 def profile_error(in_nimg: ArrayLike, in_std: ArrayLike, out_nimg: float, out_std: ArrayLike) -> NDArray[np.float64]:
@@ -102,13 +98,11 @@ class PowerFunctionEMA(Generic[Network]):
     @torch.no_grad()
     def update(self, cur_nimg: int, batch_size: int) -> None:
         """Take in the weights as they are after the step of `batch_size` images that ended at `cur_nimg` images."""
-        parameters: list[Tensor] = list(self._network.parameters())
-        buffers: list[Tensor] = list(self._network.buffers())
         for std, average in self._averages.items():
             weight = 1 - float(beta(std, cur_nimg, batch_size))
-            torch._foreach_lerp_([*average.parameters()], parameters, weight)
-            if buffers:
-                torch._foreach_copy_(list(average.buffers()), buffers)
+            torch._foreach_lerp_([*average.parameters()], [*self._network.parameters()], weight)
+            for ours, theirs in zip(average.buffers(), self._network.buffers(), strict=True):
+                ours.copy_(theirs)
 
     def networks(self) -> dict[float, Network]:
         """The averaged networks by length, in evaluation mode; live: later updates change them."""
@@ -122,18 +116,12 @@ class PowerFunctionEMA(Generic[Network]):
             average.load_state_dict(state[f"{std:.3f}"])
 
 
-def snapshot_time(path: str | Path) -> tuple[int, float]:
-    """(images seen, EMA length) of a snapshot, from its metadata or, for published pickles, its name.
-
-    Raises InputError where neither tells.
-    """
-    path = Path(path)
+def snapshot_time(path: Path) -> tuple[int, float]:
+    """(images seen, EMA length) of a snapshot, by its metadata or, if published, its name; InputError if by neither."""
     metadata = snapshots.read_metadata(path) if path.suffix == ".safetensors" else {}
     if "nimg" in metadata and "ema_std" in metadata:
         return int(metadata["nimg"]), float(metadata["ema_std"])
-    name = snapshots.parse_name(path.name)
-    if name is None:
-        raise InputError(f"{path}: expected a snapshot named RUN-KIMG-STD, as in net-0134217-0.100.pkl")
+    name = snapshots.checked_name(str(path))
     return snapshots.kimg_to_nimg(name.kimg), name.ema_std
 
 
@@ -149,7 +137,7 @@ def reconstruct(
 
     Raises InputError when no input lies at `out_nimg`, two inputs coincide, or networks differ in shape.
     """
-    times = {Path(path): snapshot_time(path) for path in paths}
+    times = {path: snapshot_time(path) for path in map(Path, paths)}
     available = sorted({nimg for nimg, _ in times.values() if nimg > 0})
     target = max(available, default=0) if out_nimg is None else out_nimg
     if target not in available:
@@ -159,9 +147,8 @@ def reconstruct(
         raise InputError("two snapshots have the same number of images and EMA length; name each once")
 
     in_nimg, in_std = zip(*(time for time, _ in inputs), strict=True)
-    coefficients = solve_coefficients(in_nimg, in_std, target, out_stds)
     sums: dict[float, Precond] = {}
-    for (_, path), row in zip(inputs, coefficients, strict=True):
+    for (_, path), row in zip(inputs, solve_coefficients(in_nimg, in_std, target, out_stds), strict=True):
         source = snapshots.load(path)
         weights = [p.float() for p in source.network.parameters()]
         for std, coefficient in zip(out_stds, row, strict=True):
@@ -176,6 +163,6 @@ def reconstruct(
         network.load_state_dict(dict(source.network.named_buffers()), strict=False)
         for p in network.parameters():
             p.copy_(p.half())
-    metadata = {k: v for k, v in source.metadata.items() if k != "source_sha256"}
-    metadata |= {"nimg": target, "reconstructed_from": {path.name: sha256_file(path) for _, path in inputs}}
+    made = {"nimg": target, "reconstructed_from": {path.name: sha256_file(path) for _, path in inputs}}
+    metadata = {k: v for k, v in source.metadata.items() if k != "source_sha256"} | made
     return {std: replace(source, network=net, metadata=metadata | {"ema_std": std}) for std, net in sums.items()}

@@ -114,10 +114,7 @@ Encoder = RGBEncoder | StabilityVAEEncoder
 
 def build(config: dict[str, Any]) -> Encoder:
     """An encoder from its `config()`; an unknown kind is a ValueError, an unknown argument a TypeError naming it."""
-    arguments = dict(config)
-    kind = arguments.pop("kind", None)
-    if kind == "rgb" and not arguments:
-        return RGBEncoder()
-    if kind == "vae":
-        return StabilityVAEEncoder(**arguments)
-    raise ValueError(f"unknown encoder {config}; expected kind 'rgb' or 'vae'")
+    kinds: dict[Any, type[Encoder]] = {kind.kind: kind for kind in (RGBEncoder, StabilityVAEEncoder)}
+    if config.get("kind") not in kinds:
+        raise ValueError(f"unknown encoder {config}; expected kind {' or '.join(map(repr, kinds))}")
+    return kinds[config["kind"]](**{key: value for key, value in config.items() if key != "kind"})

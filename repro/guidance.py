@@ -6,7 +6,7 @@ arXiv:2406.02507 section 3) or an unconditional one (classifier-free guidance).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,21 +53,15 @@ class Guided:
         RULES[self.rule]
         check_degradations(self.main_degradations)
         check_degradations(self.guide_degradations)
-        if self.guidance == 1:
-            return
-        if self.guide is None:
+        if self.guidance != 1 and self.guide is None:
             raise InputError(f"guidance {self.guidance} needs a guide")
-        if (self.main, self.main_degradations) == (self.guide, self.guide_degradations):
+        if self.guidance != 1 and (self.main, self.main_degradations) == (self.guide, self.guide_degradations):
             raise InputError(f"guidance {self.guidance} with the main network as its own guide does nothing; use 1")
 
     @property
     def active(self) -> "Guided":
         """What is left of it when it is sampled: weight 1 means no guide, whatever else is named."""
         return self if self.guidance != 1 else Guided(self.main, main_degradations=self.main_degradations)
-
-    def at(self, guidance: float) -> "Guided":
-        """The same networks at another weight."""
-        return replace(self, guidance=guidance)
 
 
 def linear() -> Rule:
@@ -127,29 +121,24 @@ def guided(
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         models = [network, *(guide for guide, _ in active)]
-        answers = [model(x, sigma, labels if model.label_dim else None).to(dtype) for model in models]
-        D_main = D_x = answers[0]
+        D_main, *answers = (model(x, sigma, labels if model.label_dim else None).to(dtype) for model in models)
         if len(active) == 1:
-            return join(D_main, answers[1], active[0][1])
-        for D_guide, (_, w) in zip(answers[1:], active, strict=True):
-            D_x = D_x + (w - 1) * (D_main - D_guide)
-        return D_x
+            return join(D_main, answers[0], active[0][1])
+        return sum(((w - 1) * (D_main - D_i) for D_i, (_, w) in zip(answers, active, strict=True)), start=D_main)
 
     return denoise
 
 
 def check_pair(main: Denoiser, guide: Denoiser, main_name: str = "main", guide_name: str = "guide") -> None:
     """Raise InputError where a guide differs from `main` in shape, sigma_data or encoder or, if it has any, classes."""
-    ours, theirs = _facts(main), _facts(guide)
-    if not guide.label_dim:
-        ours["label_dim"] = 0
-    for key, fact in theirs.items():
-        if fact != ours[key]:
+    ours = _facts(main)
+    for key, fact in _facts(guide).items():
+        if fact != ours[key] and (key, fact) != ("label_dim", 0):
             raise InputError(f"{guide_name} cannot guide {main_name}: {key} is {fact}, expected {ours[key]}")
 
 
 def _facts(model: Denoiser) -> dict[str, Any]:
     facts = {key: getattr(model, key) for key in ("img_resolution", "img_channels", "sigma_data", "label_dim")}
-    config = getattr(model.encoder, "config", None)
-    encoder = config() | {"batch_size": None} if config else model.encoder  # how many at once changes nothing
+    # How many at once changes nothing.
+    encoder = model.encoder.config() | {"batch_size": None} if hasattr(model.encoder, "config") else model.encoder
     return facts | {"encoder": encoder}

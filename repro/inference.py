@@ -21,8 +21,7 @@ class FoldedConv(nn.Module):
     def __init__(self, layer: MPConv, gain: Tensor | float = 1.0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         w = layer.scaled_weight(gain)
-        if w.ndim == 4:
-            w = w.to(dtype).contiguous(memory_format=torch.channels_last)
+        w = w if w.ndim == 2 else w.to(dtype).contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(w, requires_grad=False)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
@@ -43,24 +42,20 @@ class FoldedBlock(nn.Module):
         self.conv_res0 = FoldedConv(block.conv_res0, 1 / SILU_MAGNITUDE, dtype)
         self.emb_linear = FoldedConv(block.emb_linear, block.emb_gain)
         self.conv_res1 = FoldedConv(block.conv_res1, residual_share / SILU_MAGNITUDE, dtype)
-        self.conv_skip = None
-        if block.conv_skip is not None:
-            self.conv_skip = FoldedConv(block.conv_skip, self.main_share if block.flavor == "dec" else 1.0, dtype)
+        skip_gain = self.main_share if block.flavor == "dec" else 1.0
+        self.conv_skip = None if block.conv_skip is None else FoldedConv(block.conv_skip, skip_gain, dtype)
         self.attn_qkv = self.attn_proj = None
         if block.attn_qkv is not None and block.attn_proj is not None:
             self.attn_qkv = FoldedConv(block.attn_qkv, 1.0, dtype)
-            w: Tensor = self.attn_qkv.weight  # reorder the outputs: heads x channels x 3 -> 3 x heads x channels
-            w = w.reshape(self.num_heads, -1, 3, *w.shape[1:]).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
-            w = w.contiguous(memory_format=torch.channels_last)
-            self.attn_qkv.weight = nn.Parameter(w, requires_grad=False)
+            # Reorder the outputs: heads x channels x 3 -> 3 x heads x channels.
+            w = self.attn_qkv.weight.unflatten(0, (self.num_heads, -1, 3)).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
+            self.attn_qkv.weight.data = w.contiguous(memory_format=torch.channels_last)
             self.attn_proj = FoldedConv(block.attn_proj, attn_share, dtype)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         x = resample(x, self.resample_mode)
         if self.flavor == "enc":
-            if self.conv_skip is not None:
-                x = self.conv_skip(x)
-            x = normalize(x, dim=[1])
+            x = normalize(x if self.conv_skip is None else self.conv_skip(x), dim=[1])
 
         y = self.conv_res0(F.silu(x))
         c = self.emb_linear(emb) + 1
@@ -74,8 +69,7 @@ class FoldedBlock(nn.Module):
         else:
             x = y.add_(x, alpha=self.main_share)
         if self.attn_qkv is not None and self.attn_proj is not None:
-            y = self.attn_proj(self.attend(self.attn_qkv(x)))
-            x = y.add_(x, alpha=self.skip_share)
+            x = self.attn_proj(self.attend(self.attn_qkv(x))).add_(x, alpha=self.skip_share)
         return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
 
     def attend(self, qkv: Tensor) -> Tensor:
@@ -99,8 +93,8 @@ def fold(network: Precond, device: torch.device | str = "cpu") -> Precond:
 
     The original is left as it was; one that is folded already is moved only.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    folded = copy.deepcopy(network, memo={id(t): t for t in tensors}).eval()  # of the very same tensors
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    folded = copy.deepcopy(network, memo=tensors).eval()  # of the very same tensors
     dtype = network.dtype(device)
     for parent in list(folded.modules()):
         for name, module in parent.named_children():

@@ -37,9 +37,8 @@ def normalize(x: Tensor, dim: Sequence[int] | None = None, eps: float = 1e-4) ->
 
     The norm is taken in float32 (float64 for float64 input); the result has the dtype of `x`.
     """
-    dims = list(range(1, x.ndim) if dim is None else dim)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=dtype)
+    norm = torch.linalg.vector_norm(x, dim=dim or list(range(1, x.ndim)), keepdim=True, dtype=dtype)
     norm = torch.add(eps, norm, alpha=math.sqrt(norm.numel() / x.numel()))
     return x / norm.to(x.dtype)
 
@@ -134,14 +133,9 @@ class Block(nn.Module):
         clip_act: float | None = 256,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
-        self.flavor = flavor
-        self.resample_mode = resample_mode
+        self.out_channels, self.flavor, self.resample_mode = out_channels, flavor, resample_mode
         self.num_heads = out_channels // channels_per_head if attention else 0
-        self.dropout = dropout
-        self.res_balance = res_balance
-        self.attn_balance = attn_balance
-        self.clip_act = clip_act
+        self.dropout, self.res_balance, self.attn_balance, self.clip_act = dropout, res_balance, attn_balance, clip_act
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(out_channels if flavor == "enc" else in_channels, out_channels, (3, 3))
         self.emb_linear = MPConv(emb_channels, out_channels)
@@ -153,16 +147,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         x = resample(x, self.resample_mode)
         if self.flavor == "enc":
-            if self.conv_skip is not None:
-                x = self.conv_skip(x)
-            x = normalize(x, dim=[1])  # pixel norm
+            x = normalize(x if self.conv_skip is None else self.conv_skip(x), dim=[1])  # pixel norm
 
         y = self.conv_res0(mp_silu(x))
         c = self.emb_linear(emb, gain=self.emb_gain) + 1
         y = mp_silu(y * c[:, :, None, None].to(y.dtype))
-        if self.training and self.dropout != 0:
-            y = F.dropout(y, p=self.dropout)
-        y = self.conv_res1(y)
+        y = self.conv_res1(F.dropout(y, self.dropout, self.training))
 
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
@@ -202,8 +192,7 @@ class UNet(nn.Module):
         widths = [model_channels * m for m in channel_mult]
         noise_width = widths[0] if channel_mult_noise is None else int(model_channels * channel_mult_noise)
         emb_width = max(widths) if channel_mult_emb is None else int(model_channels * channel_mult_emb)
-        self.label_balance = label_balance
-        self.concat_balance = concat_balance
+        self.label_balance, self.concat_balance = label_balance, concat_balance
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.emb_fourier = MPFourier(noise_width)
         self.emb_noise = MPConv(noise_width, emb_width)
@@ -214,12 +203,11 @@ class UNet(nn.Module):
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         levels = [(img_resolution >> level, width) for level, width in enumerate(widths)]
-        cout = img_channels + 1  # the image and a constant channel that stands in for biases
+        cout = widths[0]
+        # The image and a constant channel that stands in for biases.
+        self.enc[f"{img_resolution}x{img_resolution}_conv"] = MPConv(img_channels + 1, cout, (3, 3))
         for res, width in levels:
-            if res == img_resolution:
-                self.enc[f"{res}x{res}_conv"] = MPConv(cout, width, (3, 3))
-                cout = width
-            else:
+            if res != img_resolution:
                 self.enc[f"{res}x{res}_down"] = block(cout, cout, "enc", resample_mode="down")
             for i in range(num_blocks):
                 self.enc[f"{res}x{res}_block{i}"] = block(cout, width, "enc", attention=res in attn_resolutions)
@@ -283,14 +271,10 @@ class Precond(nn.Module):
         **unet_kwargs: Any,
     ) -> None:
         super().__init__()
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.use_fp16 = use_fp16
-        self.sigma_data = sigma_data
-        data = {"img_resolution": img_resolution, "img_channels": img_channels, "label_dim": label_dim}
-        own = {"use_fp16": use_fp16, "sigma_data": sigma_data, "logvar_channels": logvar_channels}
-        self.init_kwargs: dict[str, Any] = data | own | unet_kwargs
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.use_fp16, self.sigma_data = use_fp16, sigma_data
+        own = {k: getattr(self, k) for k in ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data")}
+        self.init_kwargs: dict[str, Any] = own | {"logvar_channels": logvar_channels} | unet_kwargs
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = MPFourier(logvar_channels)
         self.logvar_linear = MPConv(logvar_channels, 1)
@@ -313,10 +297,8 @@ class Precond(nn.Module):
         """
         x = x.to(torch.float32)
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).reshape(-1, 1, 1, 1)
-        labels = None
-        if self.label_dim:
-            labels = torch.zeros([1, self.label_dim], device=x.device) if class_labels is None else class_labels
-            labels = labels.to(torch.float32).reshape(-1, self.label_dim)
+        given = x.new_zeros([1, self.label_dim]) if class_labels is None else class_labels
+        labels = given.to(torch.float32).reshape(-1, self.label_dim) if self.label_dim else None
         dtype = torch.float32 if force_fp32 else self.dtype(x.device)
 
         c_skip = self.sigma_data**2 / (sigma**2 + self.sigma_data**2)

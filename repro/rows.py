@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -65,25 +65,21 @@ def settings(guided: Guided) -> dict[str, Any]:
     for role in ("main", "guide"):
         file = Path(getattr(guided.active, role) or "").name
         name = parse_name(file)
-        columns |= {role: file, f"{role}_ema": None if name is None else name.ema_std}
+        columns |= {role: file, f"{role}_ema": name and name.ema_std}
     return columns
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Rows as CSV, atomically."""
-    write_csv(path, pd.DataFrame([asdict(row) for row in rows], columns=COLUMNS))
+    write_csv(path, pd.DataFrame([vars(row) for row in rows], columns=COLUMNS))
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """A CSV of rows, columns as in `Row`; texts stay text even where they look like numbers.
-
-    Raises InputError for what is no such table.
-    """
+    """A CSV of rows, columns as in `Row`, texts as text even if they look like numbers; InputError if it is none."""
     remedy = "delete it and run `dvc repro`"
     with explained(f"{path}: not a CSV of measures", remedy, (OSError, ValueError)):
         found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
-    missing = [name for name in COLUMNS if name not in found]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in found]:
         raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
     return found
 

@@ -1,6 +1,5 @@
 """The EDM sampler (Karras et al. 2022, Algorithm 2) and its per-seed random streams."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,8 +18,7 @@ class NonFiniteError(RuntimeError):
 
     def __init__(self, failures: list[tuple[int, int]]) -> None:
         self.failures = failures
-        where = ", ".join(f"sample {index} at step {step}" for index, step in failures)
-        super().__init__(f"non-finite latents: {where}")
+        super().__init__("non-finite latents: " + ", ".join(f"sample {i} at step {step}" for i, step in failures))
 
 
 def draw_inputs(
@@ -35,8 +33,7 @@ def draw_inputs(
     noise = streams.randn([num, network.img_channels, network.img_resolution, network.img_resolution])
     if not network.label_dim:
         return noise, None
-    classes = streams.randint(network.label_dim, [num])
-    return noise, torch.eye(network.label_dim, device=streams.device)[classes]
+    return noise, torch.eye(network.label_dim, device=streams.device)[streams.randint(network.label_dim, [num])]
 
 
 @torch.no_grad()
@@ -90,13 +87,13 @@ def sample(
     churn = [most if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]  # gamma_i of Algorithm 2
     failed_at = torch.full([len(noise)], -1, device=noise.device)
     x_next = noise.to(dtype) * t_steps[0]
-    for i, (t_cur, t_next) in enumerate(itertools.pairwise(t_steps)):
+    for i, (gamma, t_cur, t_next) in enumerate(zip(churn, t_steps[:-1], t_steps[1:], strict=True)):
         denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
 
         # Raise the noise level a little, where there is churn.
         t_hat, x_hat = t_cur, x_next
-        if churn[i] > 0:
-            t_hat = t_cur + churn[i] * t_cur
+        if gamma > 0:
+            t_hat = t_cur + gamma * t_cur
             x_hat = x_next + (t_hat**2 - t_cur**2).sqrt() * S_noise * randn_like(x_next)
 
         # Euler step.
@@ -109,11 +106,9 @@ def sample(
             x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
 
         # Noted on the device: one synchronisation at the end instead of one per step.
-        bad = ~x_next.flatten(1).isfinite().all(dim=1)
-        failed_at = torch.where(bad & (failed_at < 0), i, failed_at)
+        failed_at = torch.where((failed_at < 0) & ~x_next.flatten(1).isfinite().all(dim=1), i, failed_at)
 
-    failures = [(index, step) for index, step in enumerate(failed_at.tolist()) if step >= 0]
-    if failures:
+    if failures := [(index, step) for index, step in enumerate(failed_at.tolist()) if step >= 0]:
         raise NonFiniteError(failures)
     return x_next
 

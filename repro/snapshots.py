@@ -17,22 +17,17 @@ from metrics.files import InputError, atomic_write, explained, sha256_file
 from metrics.files.pickles import NUMPY_GLOBALS, Inert, load_pickle
 from metrics.files.tensors import first, load_nested_tensors, load_state_dict, rebuild_tensor
 from repro import encoders
-from repro.encoders import Encoder
 from repro.networks import Precond
+from repro.strict import build
 
 METADATA = "autoguidance"  # the one string that safetensors keeps beside the tensors
 MODULES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")  # classes that a published network is made of
 ENCODERS = {"StandardRGBEncoder": "rgb", "StabilityVAEEncoder": "vae"}
 MAX_DEPTH = 8  # of modules; a network has 3
 ARRAYS = (np.ndarray, np.generic)
-BOUNDS = {  # largest values of the construction arguments that decide how much is built
-    "img_resolution": 4096,
-    "img_channels": 64,
-    "label_dim": 1_000_000,
-    "model_channels": 8192,
-    "num_blocks": 64,
-    "logvar_channels": 65_536,
-}
+# Largest values of the construction arguments that decide how much is built.
+BOUNDS = {"img_resolution": 4096, "img_channels": 64, "label_dim": 1_000_000}
+BOUNDS |= {"model_channels": 8192, "num_blocks": 64, "logvar_channels": 65_536}
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Snapshot:
     """A network with its encoder."""
 
     network: Precond
-    encoder: Encoder
+    encoder: encoders.Encoder
     #: JSON: nimg and ema_std where known, source_sha256 of the file it was read from, and what its maker added.
     metadata: dict[str, Any]
 
@@ -59,6 +54,14 @@ def parse_name(name: str) -> Name | None:
     return Name(match[1], int(match[2]), float(match[3])) if match else None
 
 
+def checked_name(name: str) -> Name:
+    """The parts of a name; InputError where it is not of this form."""
+    parts = parse_name(name)
+    if parts is None:
+        raise InputError(f"{name}: expected a name RUN-KIMG-STD, as in net-0134217-0.100.safetensors")
+    return parts
+
+
 def format_name(run: str, kimg: int, ema_std: float) -> str:
     """The file name of a network, RUN-KIMG-STD.safetensors."""
     return f"{run}-{kimg:07d}-{ema_std:.3f}.safetensors"
@@ -66,10 +69,8 @@ def format_name(run: str, kimg: int, ema_std: float) -> str:
 
 def with_ema(name: str, ema_std: float) -> str:
     """The name of the same network at another EMA length."""
-    parts = parse_name(name)
-    if parts is None:
-        raise InputError(f"{name}: expected a name RUN-KIMG-STD, as in net-0134217-0.100.safetensors")
-    return format_name(parts.run, parts.kimg, ema_std)
+    run, kimg, _ = checked_name(name)
+    return format_name(run, kimg, ema_std)
 
 
 def kimg_to_nimg(kimg: int) -> int:
@@ -105,11 +106,6 @@ def save(snapshot: Snapshot, path: str | Path) -> None:
         save_file(tensors, temporary, metadata={METADATA: json.dumps(metadata, sort_keys=True)})
 
 
-def convert(source: str | Path, target: str | Path) -> None:
-    """Published pickle -> .safetensors with the same weights, the source's digest in its metadata."""
-    save(load(source), target)
-
-
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata of a .safetensors network, with construction arguments and encoder; InputError if it has none."""
     with explained(f"{path}: not a sound safetensors file"), safe_open(path, "pt") as file:
@@ -126,9 +122,8 @@ def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Pr
         network = Precond(**init_kwargs)
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     for key, shape in shapes.items():
-        if key not in tensors:
+        if (tensor := tensors.get(key)) is None:
             raise InputError(f"{path}: {key} is missing; expected shape {shape}")
-        tensor = tensors[key]
         if list(tensor.shape) != shape:
             raise InputError(f"{path}: {key} has shape {list(tensor.shape)}, expected {shape}")
         if not tensor.is_floating_point() or not tensor.float().isfinite().all():
@@ -141,13 +136,10 @@ def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Pr
 
 def _check_init_kwargs(path: Path, init_kwargs: Any) -> None:
     """Plain numbers and short lists of them, within bounds; what they mean together is for the network to say."""
-    if not isinstance(init_kwargs, dict):
-        raise InputError(f"{path}: construction arguments are {type(init_kwargs).__name__}, expected a mapping")
-    for key, limit in BOUNDS.items():
-        value = init_kwargs.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
-            raise InputError(f"{path}: {key} is {_brief(value)}, expected an integer of at most {limit}")
-    for key, value in init_kwargs.items():
+    for key, value in build(dict[str, Any], init_kwargs, f"{path}: construction arguments").items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if key in BOUNDS and not (whole and 0 <= value <= BOUNDS[key]):
+            raise InputError(f"{path}: {key} is {_brief(value)}, expected an integer of at most {BOUNDS[key]}")
         numbers = value if isinstance(value, list | tuple) else [value]
         if len(numbers) > 16 or not all(n is None or isinstance(n, int | float) for n in numbers):
             raise InputError(f"{path}: {key} is {_brief(value)}, expected a number or a list of at most 16")
@@ -187,14 +179,14 @@ def _load_published(path: Path) -> Snapshot:
     if network.class_name != "Precond":
         raise InputError(f"{path}: the network's class is {network.class_name}, expected Precond")
     precond = _assemble(path, _arguments(path, network), dict(_tensors(path, network, "", set())))
-    metadata: dict[str, Any] = {"source_sha256": sha256_file(path)}
-    if (name := parse_name(path.name)) is not None:
-        metadata |= {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std}
-    return Snapshot(precond, _published_encoder(path, tree.get("encoder")), metadata)
+    name = parse_name(path.name)
+    known: dict[str, Any] = {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std} if name else {}
+    return Snapshot(
+        precond, _published_encoder(path, tree.get("encoder")), known | {"source_sha256": sha256_file(path)}
+    )
 
 
 def _tensors(path: Path, module: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and value of the parameters and buffers of an inert module tree."""
     name = prefix.rstrip(".") or "the network"
     if isinstance(module, _Object) and module.class_name not in MODULES:
         raise InputError(f"{path}: {name} is of class {module.class_name}, expected one of {', '.join(MODULES)}")
@@ -207,10 +199,7 @@ def _tensors(path: Path, module: Any, prefix: str, seen: set[int]) -> Iterator[t
         raise InputError(f"{path}: modules nested more than {MAX_DEPTH} deep, at {name}")
     seen.add(id(state))
     for kind in ("_parameters", "_buffers", "_modules"):
-        members = state.get(kind, {})
-        if not isinstance(members, dict):
-            raise InputError(f"{path}: {kind} of {name} is {type(members).__name__}, expected a mapping")
-        for key, value in members.items():
+        for key, value in build(dict[str, Any], state.get(kind, {}), f"{path}: {kind} of {name}").items():
             if kind == "_modules" and value is not None:
                 yield from _tensors(path, value, f"{prefix}{key}.", seen)
             elif isinstance(value, Tensor):
@@ -223,16 +212,14 @@ def _arguments(path: Path, found: _Object) -> dict[str, Any]:
     """Constructor arguments of an object, lists and numbers as JSON has them."""
     if found.state.get("_init_args"):
         raise InputError(f"{path}: {found.class_name} was built with positional arguments, expected none")
-    arguments = found.state.get("_init_kwargs", {})
-    if not isinstance(arguments, dict):
-        raise InputError(f"{path}: arguments of {found.class_name} are not a mapping")
+    arguments = build(dict[str, Any], found.state.get("_init_kwargs", {}), f"{path}: arguments of {found.class_name}")
     return {
-        str(key): list(value) if isinstance(value, tuple) else value.tolist() if isinstance(value, ARRAYS) else value
+        key: list(value) if isinstance(value, tuple) else value.tolist() if isinstance(value, ARRAYS) else value
         for key, value in arguments.items()
     }
 
 
-def _published_encoder(path: Path, encoder: Any) -> Encoder:
+def _published_encoder(path: Path, encoder: Any) -> encoders.Encoder:
     if not isinstance(encoder, _Object) or encoder.class_name not in ENCODERS:
         found = getattr(encoder, "class_name", type(encoder).__name__)
         raise InputError(f"{path}: the encoder is {found}, expected {' or '.join(ENCODERS)}")

@@ -14,8 +14,7 @@ def mix(*keys: int | NDArray[Any]) -> NDArray[np.uint64]:
     state = np.zeros([], dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
-            state = state ^ np.asarray(key).astype(np.uint64)
-            state = state + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ np.asarray(key).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
@@ -28,12 +27,7 @@ def uniform(*keys: int | NDArray[Any]) -> NDArray[np.float64]:
 
 
 class SeedStreams:
-    """One random stream per seed, so that a sample depends on its seed alone.
-
-    Args:
-        device: where the numbers are drawn; CPU and CUDA streams differ.
-        seeds: one per sample; taken modulo 2^32.
-    """
+    """One random stream per seed (modulo 2^32), so that a sample depends on its seed alone; CPU and CUDA differ."""
 
     def __init__(self, device: torch.device | str, seeds: Sequence[int]) -> None:
         self.device = torch.device(device)
@@ -46,7 +40,7 @@ class SeedStreams:
 
     def randn(self, size: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Unit normal numbers [len(seeds), ...]."""
-        return self._stack(lambda shape, g: torch.randn(shape, generator=g, device=self.device, dtype=dtype), size)
+        return self._stack(torch.randn, size, dtype=dtype)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Unit normal numbers with the shape and dtype of `x`."""
@@ -54,13 +48,13 @@ class SeedStreams:
 
     def rand_like(self, x: Tensor) -> Tensor:
         """Numbers uniform in [0, 1), float32, with the shape of `x`."""
-        return self._stack(lambda shape, g: torch.rand(shape, generator=g, device=self.device), x.shape)
+        return self._stack(torch.rand, x.shape)
 
     def randint(self, high: int, size: Sequence[int]) -> Tensor:
         """Integers in [0, high), int64 [len(seeds), ...]."""
-        return self._stack(lambda shape, g: torch.randint(high, shape, generator=g, device=self.device), size)
+        return self._stack(torch.randint, size, high=high)
 
-    def _stack(self, draw: Callable[[Sequence[int], torch.Generator], Tensor], size: Sequence[int]) -> Tensor:
+    def _stack(self, draw: Callable[..., Tensor], size: Sequence[int], **options: Any) -> Tensor:
         if size[0] != len(self.generators):
             raise ValueError(f"size[0] is {size[0]}, expected one per seed: {len(self.generators)}")
-        return torch.stack([draw(size[1:], generator) for generator in self.generators])
+        return torch.stack([draw(size=size[1:], generator=g, device=self.device, **options) for g in self.generators])

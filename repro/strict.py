@@ -11,10 +11,9 @@ import json
 import math
 import re
 import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -63,25 +62,22 @@ def build(cls: Any, value: Any, where: str = "") -> Any:
 
     Raises InputError naming the key (`where`), what was found and what was expected.
     """
-    origin, args = typing.get_origin(cls), typing.get_args(cls)
-    if origin in (types.UnionType, typing.Union):
+    origin, args = get_origin(cls), get_args(cls)
+    if origin in (types.UnionType, Union):
         return _build_union(args, value, where)
-    if dataclasses.is_dataclass(cls):
-        return _build_dataclass(cls, value, where)
     if origin in (list, tuple):
         return _build_sequence(origin, args, value, where)
+    if not isinstance(value, dict) and (origin is dict or dataclasses.is_dataclass(cls)):
+        raise InputError(f"{where or 'the file'}: expected a mapping, found {_brief(value)}")
+    if dataclasses.is_dataclass(cls):
+        return _build_dataclass(cls, value, where)
     if origin is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: expected a mapping, found {_brief(value)}")
-        for key in value:
-            if not isinstance(key, str):
-                raise InputError(f"{where}: key {_brief(key)} is no text; write it in quotes")
+        if others := [key for key in value if not isinstance(key, str)]:
+            raise InputError(f"{where}: key {_brief(others[0])} is no text; write it in quotes")
         return {build(args[0], key, where): build(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is typing.Literal:
-        if value not in args:
-            raise InputError(f"{where}: {_brief(value)} is unknown{nearest(str(value), args)}")
-        return value
-    if cls is Any:
+    if origin is Literal and value not in args:
+        raise InputError(f"{where}: {_brief(value)} is unknown{nearest(str(value), args)}")
+    if origin is Literal or cls is Any:
         return value
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -115,21 +111,16 @@ def _build_sequence(origin: Any, args: tuple[Any, ...], value: Any, where: str) 
     return origin(build(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise InputError(f"{where or 'the file'}: expected a mapping, found {_brief(value)}")
-    prefix, known, hints = f"{where}." if where else "", _keys(cls), typing.get_type_hints(cls)
-    for key in value:
-        if key not in known:
-            raise InputError(f"unknown key {prefix}{key}{nearest(str(key), known)}")
-    for name, required in known.items():
-        if required and name not in value:
-            raise InputError(f"missing key {prefix}{name}")
+def _build_dataclass(cls: Any, value: dict[Any, Any], where: str) -> Any:
+    prefix, known, hints = f"{where}." if where else "", _keys(cls), get_type_hints(cls)
+    if unknown := [key for key in value if key not in known]:
+        raise InputError(f"unknown key {prefix}{unknown[0]}{nearest(str(unknown[0]), known)}")
+    if missing := [name for name, required in known.items() if required and name not in value]:
+        raise InputError(f"missing key {prefix}{missing[0]}")
     arguments = {}
     for f in dataclasses.fields(cls):
         if f.metadata.get("inline"):
-            inner = _keys(hints[f.name])
-            arguments[f.name] = build(hints[f.name], {k: v for k, v in value.items() if k in inner}, where)
+            arguments[f.name] = build(hints[f.name], {k: value[k] for k in _keys(hints[f.name]) if k in value}, where)
         elif f.name in value:
             arguments[f.name] = build(hints[f.name], value[f.name], f"{prefix}{f.name}")
     with located(where):
@@ -138,12 +129,15 @@ def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
 
 def _keys(cls: Any) -> dict[str, bool]:
     """The keys of a dataclass in YAML, those of inline fields included -> whether they must be there."""
-    hints = typing.get_type_hints(cls)
+    hints = get_type_hints(cls)
     found: dict[str, bool] = {}
     for f in dataclasses.fields(cls):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        found |= _keys(hints[f.name]) if f.metadata.get("inline") else {f.name: required}
+        found |= _keys(hints[f.name]) if f.metadata.get("inline") else {f.name: _default(f) is dataclasses.MISSING}
     return found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _brief(value: Any) -> str:
@@ -156,13 +150,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
+    seen: dict[str, yaml.Node] = {}
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-            if key.value in seen:
-                raise InputError(f"key {_brief(key.value)} occurs twice (line {key.start_mark.line + 1})")
-            seen.add(key.value)
-    loader.flatten_mapping(node)
+        named = isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
+        if named and seen.setdefault(key.value, key) is not key:
+            raise InputError(f"key {_brief(key.value)} occurs twice (line {key.start_mark.line + 1})")
     return dict(loader.construct_mapping(node))
 
 
@@ -206,17 +198,10 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def facts(settings: Any) -> Any:
-    """Settings in JSON's types, without the fields that have their default value.
-
-    So a field that is added later changes no digest of settings that leave it alone.
-    """
+    """Settings in JSON's types, less the fields at their defaults: a field added later changes no older digest."""
     if dataclasses.is_dataclass(settings):
-        found = {}
-        for f in dataclasses.fields(settings):
-            value = getattr(settings, f.name)
-            if value != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory()):
-                found[f.name] = facts(value)
-        return found
+        values = ((f, getattr(settings, f.name)) for f in dataclasses.fields(settings))
+        return {f.name: facts(value) for f, value in values if value != _default(f)}
     if isinstance(settings, Mapping):
         return {str(key): facts(value) for key, value in settings.items()}
     return [facts(value) for value in settings] if isinstance(settings, list | tuple) else settings

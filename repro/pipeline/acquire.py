@@ -66,7 +66,7 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, stor
             wanted.append(Source(name, target.with_suffix(".pkl")))
     with closing(fetch_each(wanted, settings)) as fetched:
         for source in fetched:
-            snapshots.convert(source.path, targets[source.name])
+            snapshots.save(snapshots.load(source.path), targets[source.name])
             source.path.unlink()
     return list(targets.values())
 

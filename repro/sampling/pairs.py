@@ -59,7 +59,7 @@ class Pair:
         """The same loaded networks at another weight; 1 needs no guide, and any other one."""
         if guidance != 1 and self.guide is None:
             raise InputError(f"guidance {guidance} needs a guide, and none is loaded")
-        guided = self.configuration.guided.at(guidance).active
+        guided = replace(self.configuration.guided, guidance=guidance).active
         pair = replace(self, configuration=replace(self.configuration, guided=guided))
         return pair if guidance != 1 else replace(pair, guide=None, guide_sha256=None)
 

@@ -220,7 +220,7 @@ class Sweep(Generate):
     def at(self, value: float) -> Guided:
         """The guided network at one place of the axis."""
         if self.axis == "guidance":
-            return self.guided.at(value)
+            return replace(self.guided, guidance=value)
         role = self.axis.removesuffix("_ema")
         return replace(self.guided, **{role: snapshots.with_ema(getattr(self.guided, role), value)})  # type: ignore[arg-type]
 

@@ -1,5 +1,7 @@
 """Guidance: its algebra, the published intervals, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -85,7 +87,7 @@ def test_what_cannot_guide_is_refused(settings: dict[str, object], message: str)
 def test_weight_one_means_no_guide() -> None:
     named = Guided("a", "b", 1.0, (1, 2), "linear", {"dropout": 0.1}, {"dropout": 0.2})
     assert named.active == Guided("a", main_degradations={"dropout": 0.1})
-    assert named.at(2.0).active == named.at(2.0)
+    assert replace(named, guidance=2.0).active == replace(named, guidance=2.0)
 
 
 def test_a_conditional_guide_receives_the_labels_and_an_unconditional_one_none() -> None:

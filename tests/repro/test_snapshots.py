@@ -72,7 +72,7 @@ def write(folder: Path, data: bytes, name: str = "net.pkl") -> Path:
 def test_published_networks_give_the_golden_outputs(name: str, form: str, tmp_path: Path) -> None:
     path = GOLDEN / f"{name}.pkl"
     if form == "safetensors":
-        snapshots.convert(path, tmp_path / "net.safetensors")
+        snapshots.save(snapshots.load(path), tmp_path / "net.safetensors")
         path = tmp_path / "net.safetensors"
     snapshot = snapshots.load(path)
     golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / f"{name}-forward.npz").items()}
@@ -101,7 +101,7 @@ def test_files_of_both_numpy_generations_load(core: str, tmp_path: Path) -> None
 def test_conversion_keeps_every_bit_and_says_where_it_comes_from(tmp_path: Path) -> None:
     source = GOLDEN / "raw-snapshots" / "tiny-0000065-0.050.pkl"
     target = tmp_path / "tiny-0000065-0.050.safetensors"
-    snapshots.convert(source, target)
+    snapshots.save(snapshots.load(source), target)
 
     first, second = snapshots.load(source), snapshots.load(target)
 
@@ -370,7 +370,7 @@ def test_cached_extension_is_refused(tmp_path: Path) -> None:
 def rewritten(tmp_path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]) -> Path:
     """A sound .safetensors network after `change` of its tensors and metadata."""
     source, target = tmp_path / "source.safetensors", tmp_path / "net.safetensors"
-    snapshots.convert(GOLDEN / "guide.pkl", source)
+    snapshots.save(snapshots.load(GOLDEN / "guide.pkl"), source)
     tensors, metadata = load_file(source), snapshots.read_metadata(source)
     text = change(tensors, metadata)
     text = text if isinstance(text, str) else json.dumps(metadata)

@@ -52,7 +52,7 @@ def test_networks_are_converted_as_they_come_and_not_fetched_twice(
 
 def test_network_from_another_source_is_refused(golden: Path, downloads: Downloads, tmp_path: Path) -> None:
     (path,) = fetch_networks([NAME], tmp_path, downloads)
-    snapshots.convert(golden / "guide.pkl", path)
+    snapshots.save(snapshots.load(golden / "guide.pkl"), path)
     with pytest.raises(InputError, match=r"tiny-0000032-0\.050\.safetensors: made from a file with sha256"):
         fetch_networks([NAME], tmp_path, downloads)
 
@@ -68,7 +68,7 @@ def test_network_that_another_study_has_is_linked_unless_it_has_another_source(
     assert len(server.gets(f"/{NAME}")) == 1
     for path in (theirs, mine):
         path.unlink()
-    snapshots.convert(golden / "guide.pkl", theirs)
+    snapshots.save(snapshots.load(golden / "guide.pkl"), theirs)
     fetch_networks([NAME], mine.parent, downloads, Store(out))
     assert len(server.gets(f"/{NAME}")) == 2
 

@@ -175,7 +175,7 @@ def test_another_weight_sets_shards_aside_and_the_old_one_takes_them_back(
     folder = first.out / "samples" / "autoguidance"
     before = {path.name: path.read_bytes() for path in folder.glob("*.zip")}
     item = first.generate["autoguidance"]
-    item = replace(item, guided=item.guided.at(2.0))
+    item = replace(item, guided=replace(item.guided, guidance=2.0))
     stages.run_generate(replace(first, generate={"autoguidance": item}), "autoguidance")
     assert "made with other settings" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in folder.glob("*.zip")} != before
@@ -230,7 +230,7 @@ def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, mo
     assert name is not None
     source = studies.OUT / "first" / "networks" / "nets"
     for path in raw:
-        snapshots.convert(path, source / path.with_suffix(".safetensors").name)
+        snapshots.save(snapshots.load(path), source / path.with_suffix(".safetensors").name)
     item = {"full": {"source": "nets", "kimg": name.kimg, "ema_stds": [0.07]}}
     changed = study(golden, reconstruct=item, generate={}, sweeps={})
     calls = count_calls(monkeypatch, stages.ema, "reconstruct")
