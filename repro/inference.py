@@ -89,10 +89,7 @@ def blend(t: float) -> tuple[float, float]:
 
 @torch.no_grad()
 def fold(network: Precond, device: torch.device | str = "cpu") -> Precond:
-    """An inference-only copy of `network` on `device`, its weights in the dtype they are used in there.
-
-    The original is left as it was; one that is folded already is moved only.
-    """
+    """A copy for inference of `network` on `device`, weights in the dtype used there; a folded one is moved only."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     folded = copy.deepcopy(network, memo=tensors).eval()  # of the very same tensors
     dtype = network.dtype(device)

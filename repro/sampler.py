@@ -83,11 +83,11 @@ def sample(
     steered = guided(network, labels, guides, weights, rule, dtype)
 
     t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
-    most = min(S_churn / num_steps, math.sqrt(2) - 1)
-    churn = [most if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]  # gamma_i of Algorithm 2
+    # gamma_i of Algorithm 2.
+    gammas = [min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]
     failed_at = torch.full([len(noise)], -1, device=noise.device)
     x_next = noise.to(dtype) * t_steps[0]
-    for i, (gamma, t_cur, t_next) in enumerate(zip(churn, t_steps[:-1], t_steps[1:], strict=True)):
+    for i, (gamma, t_cur, t_next) in enumerate(zip(gammas, t_steps[:-1], t_steps[1:], strict=True)):
         denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
 
         # Raise the noise level a little, where there is churn.

@@ -90,15 +90,12 @@ def build(cls: Any, value: Any, where: str = "") -> Any:
 
 def _build_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     """The first member of a union that takes the value; the first one's complaint where none does."""
-    if value is None and type(None) in args:
-        return None
     complaints = []
     for arg in args:
-        if arg is not type(None):
-            try:
-                return build(arg, value, where)
-            except InputError as err:
-                complaints.append(err)
+        try:
+            return build(arg, value, where)
+        except InputError as err:
+            complaints.append(err)
     raise complaints[0]
 
 
