@@ -3,8 +3,16 @@
 from metrics.errors import InputError, explained, nearest, one_line
 from metrics.files.arrays import load_npz
 from metrics.files.downloads import LOCK, PUBLISHED, Downloads, Source, cache_root, fetch, fetch_each, read_lock
-from metrics.files.locks import folder_lock
-from metrics.files.writing import atomic_write, link_or_copy, sha256_file, write_csv, write_json, write_npz, write_text
+from metrics.files.writing import (
+    atomic_write,
+    folder_lock,
+    link_or_copy,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_npz,
+    write_text,
+)
 
 __all__ = [
     "LOCK",

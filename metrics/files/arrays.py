@@ -45,9 +45,8 @@ def check_archive(archive: zipfile.ZipFile, path: str | Path, max_bytes: int = M
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran order, and dtype of an npy file, left where its data begin; ValueError if unsound."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    first = np.lib.format.read_magic(file) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
 
 
 def npy_layout(

@@ -6,7 +6,7 @@ import pickletools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -29,13 +29,10 @@ def _sealed(function: Callable[..., Any]) -> type:
 class Inert(metaclass=_SealedType):
     """Stand-in for an object of a class that is not to run: keeps the pickled state and does nothing."""
 
-    __slots__ = ("state",)
-    state: Any
+    state: Any = None
 
-    def __new__(cls, *_: Any) -> "Inert":
-        inert = super().__new__(cls)
-        inert.state = None
-        return inert
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -98,13 +95,12 @@ def checked_opcodes(stream: BinaryIO, source: str) -> Iterator[tuple[str, Any]]:
             yield opcode.name, argument
 
 
-class _Dtype(metaclass=_SealedType):
+class _Dtype(Inert):
     """Stand-in for numpy.dtype: plain numbers only. Arrays of objects can crash NumPy's own unpickling."""
 
-    __slots__ = ("dtype",)
     dtype: np.dtype
 
-    def __new__(cls, code: str, *_: Any) -> "_Dtype":
+    def __new__(cls, code: str, *_: Any) -> Self:
         if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)", code):
             raise ValueError(f"an array of dtype '{code}', expected numbers")
         found = super().__new__(cls)
@@ -149,10 +145,10 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 _NDARRAY = "numpy.ndarray"  # named in pickles as an argument only; a string cannot be called
 #: What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2.
-NUMPY_GLOBALS: dict[tuple[str, str], Any] = {("numpy", "dtype"): _Dtype, ("numpy", "ndarray"): _NDARRAY}
-for core in ("numpy.core", "numpy._core"):
-    NUMPY_GLOBALS |= {
-        (f"{core}.multiarray", "_reconstruct"): _reconstruct,
-        (f"{core}.multiarray", "scalar"): _scalar,
-        (f"{core}.numeric", "_frombuffer"): _from_buffer,
-    }
+NUMPY_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _NDARRAY,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}

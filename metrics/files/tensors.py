@@ -85,8 +85,7 @@ def _load_weights_only(file: str | Path | IO[bytes], what: str) -> Any:
 def rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
     """Stand-in for `torch._utils._rebuild_tensor_v2` that stays within the storage and never allocates."""
     flat = storage if isinstance(storage, Tensor) else torch.empty(0, dtype=storage.dtype).set_(storage)
-    numbers = [offset, *size, *stride]
-    if any(not isinstance(n, int) or n < 0 for n in numbers) or len(size) != len(stride):
+    if any(not isinstance(n, int) or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
         raise ValueError("a tensor whose offset, size and stride are not counts")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (math.prod(size) > flat.numel() or last >= flat.numel()):
@@ -108,8 +107,7 @@ class _TorchScriptUnpickler(RestrictedUnpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         _, kind, key, _, numel = pid
         if key not in self.storages:
-            dtype = STORAGES[kind]
-            data = self.archive.read(f"{self.root}data/{key}")
+            dtype, data = STORAGES[kind], self.archive.read(f"{self.root}data/{key}")
             if len(data) != numel * dtype.itemsize:
                 raise InputError(f"{self.source}: storage {key} has {len(data)} bytes, expected {numel} of {dtype}")
             self.storages[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)

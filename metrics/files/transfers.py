@@ -58,10 +58,6 @@ class Source:
     #: What else helps where it cannot be had.
     remedy: str = ""
 
-    def beside(self, suffix: str) -> Path:
-        """A path like that of the file, with a further suffix."""
-        return self.path.with_name(self.path.name + suffix)
-
     @property
     def place(self) -> str:
         """End of a message: where a user may put the file, or the remedy."""
@@ -83,7 +79,7 @@ class Transfer:
         self, source: Source, expected: str | None, advance: Callable[[int], object], stop: threading.Event
     ) -> None:
         self.source, self.expected, self.advance, self.stop = source, expected, advance, stop
-        self.part, self.note = source.beside(".part"), source.beside(".part.json")
+        self.part, self.note = Path(f"{source.path}.part"), Path(f"{source.path}.part.json")
 
     def run(self, urls: Sequence[str]) -> str:
         """Fill `part` from the first address that gives the file; returns its sha256.
@@ -206,8 +202,7 @@ def _open(url: str, start: int = 0, validator: str | None = None, method: str = 
     import requests
 
     if urlsplit(url).scheme == "file":
-        with _open_file(url, start, validator) as answer:
-            yield answer
+        yield from _open_file(url, start, validator)
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"}
     if start:
@@ -244,7 +239,6 @@ def _interpret(response: Any) -> _Answer:
     return _Answer(response.iter_content(CHUNK), start, total, validator)
 
 
-@contextmanager
 def _open_file(url: str, start: int, validator: str | None) -> Iterator[_Answer]:
     try:
         file = open(unquote(urlsplit(url).path), "rb")  # noqa: SIM115, closed below
