@@ -81,7 +81,8 @@ class DINOv2(Network):
         for i in range(self.depth):
             block = f"blocks.{i}"
             x = x + self._attention(self._norm(x, f"{block}.norm1"), f"{block}.attn") * p[f"{block}.ls1.gamma"]
-            x = x + self._mlp(self._norm(x, f"{block}.norm2"), f"{block}.mlp") * p[f"{block}.ls2.gamma"]
+            hidden = F.gelu(self._linear(self._norm(x, f"{block}.norm2"), f"{block}.mlp.fc1"))  # [N, 257, 4 * width]
+            x = x + self._linear(hidden, f"{block}.mlp.fc2") * p[f"{block}.ls2.gamma"]
         return self._norm(x, "norm")[:, 0]
 
     @cached_property
@@ -106,9 +107,6 @@ class DINOv2(Network):
         qkv = self._linear(x, f"{name}.qkv").unflatten(2, (3, self.num_heads, -1))  # [N, T, 3, heads, channels]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, channels]
         return self._linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), f"{name}.proj")
-
-    def _mlp(self, x: Tensor, name: str) -> Tensor:
-        return self._linear(F.gelu(self._linear(x, f"{name}.fc1")), f"{name}.fc2")
 
 
 def resize_pil(images: Tensor, size: int) -> Tensor:

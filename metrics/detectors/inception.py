@@ -20,7 +20,6 @@ from metrics.precision import full_precision
 
 SIZE = 299
 BN_EPS = 1e-3
-TORCHSCRIPT_PREFIX = "net.layers."
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "average": partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
@@ -52,8 +51,10 @@ CONVOLUTIONS = tuple(
 )
 #: Names of a convolution's tensors, behind its own.
 PARTS = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
-HALVING = ("Mixed_6a.branch3x3", "Mixed_6a.branch3x3dbl_3", "Mixed_7a.branch3x3_2", "Mixed_7a.branch7x7x3_4")
-STRIDED = {"Conv2d_1a_3x3", *HALVING}
+STRIDED = {
+    *("Conv2d_1a_3x3", "Mixed_6a.branch3x3", "Mixed_6a.branch3x3dbl_3", "Mixed_7a.branch3x3_2"),
+    "Mixed_7a.branch7x7x3_4",
+}
 UNPADDED = STRIDED | {"Conv2d_2a_3x3", "Conv2d_4a_3x3"}
 
 
@@ -80,7 +81,14 @@ class InceptionV3(Network):
             name: tuple(x.to(self.device, dtype) for x in fold_batch_norm(state, name)) for name in CONVOLUTIONS
         }
         self.classifier = state_dict["fc.weight"].to(self.device, dtype) if "fc.weight" in state_dict else None
-        self._check_shapes()
+        smallest = torch.zeros(1, 3, 75, 75, dtype=dtype, device=self.device)  # that gets through
+        with (
+            torch.inference_mode(),
+            explained("Inception weights do not fit together", "download them again", (RuntimeError,)),
+        ):
+            found = list(self._features(smallest).shape)
+        if found != [1, self.dim]:
+            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
@@ -95,14 +103,6 @@ class InceptionV3(Network):
             )
         with full_precision():
             return features.to(self.device, self.dtype) @ self.classifier.T
-
-    @torch.inference_mode()
-    def _check_shapes(self) -> None:
-        """Raises InputError unless the convolutions join up, found out with the smallest image that gets through."""
-        with explained("Inception weights do not fit together", "download them again", (RuntimeError,)):
-            found = list(self._features(torch.zeros(1, 3, 75, 75, dtype=self.dtype, device=self.device)).shape)
-        if found != [1, self.dim]:
-            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
 
     def _prepared(self, images: Tensor) -> Tensor:
         x = resize_tf1(images.to(self.device, self.dtype), SIZE)
@@ -146,17 +146,17 @@ def canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises InputError when one is missing, of another shape than its neighbours need, or not finite.
     """
-    state = _rename_torchscript(state_dict) if any(k.startswith(TORCHSCRIPT_PREFIX) for k in state_dict) else state_dict
-    found: dict[str, Tensor] = {}
-    for weight, *vectors in ([f"{name}.{part}" for part in PARTS] for name in CONVOLUTIONS):
-        for key in (weight, *vectors):
-            if key not in state:
-                raise InputError(f"Inception weights without '{key}'; expected the pt_inception-2015-12-05 state dict")
-            found[key] = state[key].detach().cpu().to(torch.float32)
-        shape = found[weight].shape
+    state = _rename_torchscript(state_dict) if any(k.startswith("net.layers.") for k in state_dict) else state_dict
+    keys = [f"{name}.{part}" for name in CONVOLUTIONS for part in PARTS]
+    if missing := [key for key in keys if key not in state]:
+        raise InputError(f"Inception weights without '{missing[0]}'; expected the pt_inception-2015-12-05 state dict")
+    found = {key: state[key].detach().cpu().to(torch.float32) for key in keys}
+    for name in CONVOLUTIONS:
+        shape = found[f"{name}.conv.weight"].shape
         if len(shape) != 4:
-            raise InputError(f"Inception weights: '{weight}' is {list(shape)}, expected 4 dimensions")
-        check_tensors(found, {weight: shape} | dict.fromkeys(vectors, shape[:1]), "Inception")
+            raise InputError(f"Inception weights: '{name}.conv.weight' is {list(shape)}, expected 4 dimensions")
+        shapes = {f"{name}.{part}": shape[:1] for part in PARTS} | {f"{name}.conv.weight": shape}
+        check_tensors(found, shapes, "Inception")
     return found
 
 

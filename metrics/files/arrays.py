@@ -1,7 +1,6 @@
 """Arrays in files: sizes are checked from the headers before anything is allocated, nothing is run."""
 
 import math
-import os
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +18,14 @@ MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays s
 def check_file(path: str | Path) -> None:
     """Raise InputError if a file is missing or larger than any that is read into memory."""
     with explained(f"{path}: cannot be read", errors=(OSError,)):
-        size = os.stat(path).st_size
+        size = Path(path).stat().st_size
     if size > MAX_BYTES:
         raise InputError(f"{path}: {size} bytes, expected at most {MAX_BYTES}")
 
 
 def load_npz(path: str | Path) -> dict[str, NDArray[Any]]:
     """All arrays of an npz; InputError if it is missing, broken, above `MAX_BYTES`, or not what its headers say."""
-    if not os.path.exists(path):
+    if not Path(path).exists():
         raise InputError(f"{path}: no such file")
     with explained(f"{path}: not a sound npz file"), zipfile.ZipFile(path) as archive:
         check_archive(archive, path)

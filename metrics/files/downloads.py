@@ -88,8 +88,9 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
     errors: list[InputError] = []
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch") as pool:
         total = _check_space(missing, downloads, pool)
-        quiet = None if missing else True  # None: unless this is a terminal
-        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=quiet) as bar:
+        with tqdm(
+            total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=not missing or None
+        ) as bar:
             jobs = {pool.submit(_have, source, downloads, digests, bar, stop): source for source in sources}
             try:
                 for job in as_completed(jobs):
@@ -106,7 +107,6 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
 
 
 def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: Any, stop: threading.Event) -> None:
-    """Have the file with the right digest, or raise InputError."""
     recorded = digests.get(source.name)
     expected = source.sha256 or recorded
     if recorded not in (None, expected):
@@ -144,17 +144,14 @@ def _check_space(missing: Sequence[Source], downloads: Downloads, pool: ThreadPo
 
 def read_lock(path: Path) -> dict[str, str]:
     """Recorded digests by name of the source; raises InputError where the file is no such record."""
-    if not path.exists():
-        return {}
     with explained(f"{path}: not readable as JSON", "restore it from version control", (OSError, ValueError)):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not isinstance(found, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in found.values()):
         raise InputError(f"{path}: expected a mapping from names to sha256 digests; restore it")
     return found
 
 
 def _record(name: str, digest: str, lock: Path) -> None:
-    """Note a digest at first use; another one than the noted is an error."""
     with _recording, folder_lock(lock):
         digests = read_lock(lock)
         if digests.setdefault(name, digest) != digest:

@@ -47,10 +47,7 @@ class RestrictedUnpickler(pickle.Unpickler):
     def __init__(self, stream: BinaryIO, allowed: Mapping[tuple[str, str], Any], source: str) -> None:
         super().__init__(stream)
         self.stream, self.source = stream, source
-        self.allowed = {
-            name: _sealed(found) if callable(found) and not isinstance(found, type) else found
-            for name, found in allowed.items()
-        }
+        self.allowed = {k: _sealed(x) if callable(x) and not isinstance(x, type) else x for k, x in allowed.items()}
 
     def unpickle(self) -> Any:
         """The object in the stream, of which nothing is built before all opcodes are checked."""

@@ -16,8 +16,10 @@ from metrics.errors import InputError, explained, one_line
 from metrics.files.arrays import check_archive, check_file
 from metrics.files.pickles import Inert, RestrictedUnpickler, checked_opcodes
 
-LIKE_DTYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")  # torch.FloatStorage: torch.float
-STORAGES = {"Char": torch.int8, "Byte": torch.uint8} | {name: getattr(torch, name.lower()) for name in LIKE_DTYPES}
+STORAGES = {  # torch.FloatStorage: torch.float
+    **{x: getattr(torch, x.lower()) for x in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")},
+    **{"Char": torch.int8, "Byte": torch.uint8},
+}
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -32,8 +34,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     if zipfile.is_zipfile(path):
         with explained(f"{path}: not a sound archive"), zipfile.ZipFile(path) as archive:
             check_archive(archive, path)
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return _read_torchscript(archive, str(path))
+            if beside := [name for name in archive.namelist() if name.endswith("/constants.pkl")]:
+                return _read_torchscript(archive, beside[0].removesuffix("constants.pkl"), str(path))
     loaded = _load_weights_only(path, f"{path}: not a PyTorch state dict: its contents")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{path}: expected a dictionary of tensors")
@@ -96,9 +98,9 @@ def rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Seque
 class _TorchScriptUnpickler(RestrictedUnpickler):
     """Reads data.pkl of a TorchScript archive: modules become `Inert`, storages come from the zip, once each."""
 
-    def __init__(self, archive: zipfile.ZipFile, main: str, source: str) -> None:
-        super().__init__(io.BytesIO(archive.read(main)), _TORCHSCRIPT_GLOBALS, source)
-        self.archive, self.root = archive, main.removesuffix("data.pkl")
+    def __init__(self, archive: zipfile.ZipFile, root: str, source: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")), _TORCHSCRIPT_GLOBALS, source)
+        self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -128,11 +130,8 @@ _TORCHSCRIPT_GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-def _read_torchscript(archive: zipfile.ZipFile, path: str) -> dict[str, Tensor]:
-    main = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-    if main is None:
-        raise InputError(f"{path}: a TorchScript archive without data.pkl")
-    found = dict(_tensors(_TorchScriptUnpickler(archive, main, path).unpickle(), "", set(), path))
+def _read_torchscript(archive: zipfile.ZipFile, root: str, path: str) -> dict[str, Tensor]:
+    found = dict(_tensors(_TorchScriptUnpickler(archive, root, path).unpickle(), "", set(), path))
     if not found:
         raise InputError(f"{path}: a TorchScript archive that holds no tensors")
     return found

@@ -160,7 +160,6 @@ class Transfer:
             raise _TransientError(f"connection closed after {self.length} of {self.total} bytes")
 
     def _receive(self, chunks: Iterable[bytes], limit: int, url: str) -> None:
-        noted = self.length
         try:
             with open(self.part, "ab" if self.length else "wb") as file:
                 for chunk in chunks:
@@ -172,10 +171,9 @@ class Transfer:
                     self.sha256.update(chunk)
                     self.length += len(chunk)
                     self.advance(len(chunk))
-                    if self.length - noted >= CHECKPOINT:
+                    if self.length % CHECKPOINT < len(chunk):
                         file.flush()
                         self._write_note(url)
-                        noted = self.length
         except OSError as err:
             raise_if_full(self.source.path, err)
             raise
@@ -204,9 +202,8 @@ def _open(url: str, start: int = 0, validator: str | None = None, method: str = 
     if urlsplit(url).scheme == "file":
         yield from _open_file(url, start, validator)
         return
-    headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}
+    rest = {"Range": f"bytes={start}-", "If-Range": str(validator)} if start else {}
+    headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"} | rest
     try:
         with requests.Session() as session:
             session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")  # no proxy in between

@@ -110,8 +110,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_csv(path: str | Path, table: "DataFrame") -> None:
     """Write a table as CSV, without its index, atomically."""
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, table.to_csv(index=False))
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, ArrayLike], compress: bool = False) -> None:

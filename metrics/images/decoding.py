@@ -92,10 +92,7 @@ def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
     def verified(image: PIL.Image.Image) -> Finding:
         alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:64])
-        if image.format == "PNG":
-            image.verify()
-        else:
-            image.load()
+        (image.verify if image.format == "PNG" else image.load)()
         return Finding(sha256, lossy, alpha)
 
     return _with_pil(data, verified)
