@@ -6,9 +6,8 @@ Digests are pinned where known; of other files the digest is recorded at first u
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ Built = TypeVar("Built")
 GITHUB = "https://github.com"
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A file that holds a detector's weights; `sha256` None is recorded at first use."""
 
     filename: str

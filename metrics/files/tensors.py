@@ -35,7 +35,10 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         with explained(f"{path}: not a sound archive"), zipfile.ZipFile(path) as archive:
             check_archive(archive, path)
             if beside := [name for name in archive.namelist() if name.endswith("/constants.pkl")]:
-                return _read_torchscript(archive, beside[0].removesuffix("constants.pkl"), str(path))
+                script = _TorchScriptUnpickler(archive, beside[0].removesuffix("constants.pkl"), str(path)).unpickle()
+                if found := dict(_tensors(script, "", set(), str(path))):
+                    return found
+                raise InputError(f"{path}: a TorchScript archive that holds no tensors")
     loaded = _load_weights_only(path, f"{path}: not a PyTorch state dict: its contents")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{path}: expected a dictionary of tensors")
@@ -128,13 +131,6 @@ _TORCHSCRIPT_GLOBALS: dict[tuple[str, str], Any] = {
     **{("torch.jit._pickle", f"build_{kind}list"): first for kind in ("int", "double", "bool", "tensor")},
     **{("torch", f"{name}Storage"): name for name in STORAGES},
 }
-
-
-def _read_torchscript(archive: zipfile.ZipFile, root: str, path: str) -> dict[str, Tensor]:
-    found = dict(_tensors(_TorchScriptUnpickler(archive, root, path).unpickle(), "", set(), path))
-    if not found:
-        raise InputError(f"{path}: a TorchScript archive that holds no tensors")
-    return found
 
 
 def _tensors(module: Any, prefix: str, seen: set[int], path: str) -> Iterator[tuple[str, Tensor]]:

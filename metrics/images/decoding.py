@@ -9,8 +9,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -72,8 +71,7 @@ def _check_size(width: int, height: int) -> None:
         raise InputError(f"is {width} x {height}, empty or larger than {MAX_PIXELS} pixels")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What a check of one sound image found; the digest is of its content."""
 
     sha256: bytes

@@ -127,14 +127,12 @@ class FolderSource(Source):
         super().__init__(path, dict.fromkeys(_walk(path), 0))  # sizes are checked when the files are read
 
     def _content(self, name: str) -> bytes:
-        path = self.path / name
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(self.path / name)
+        if not stat.S_ISREG(status.st_mode):
             raise InputError("is no regular file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
+        if status.st_size > MAX_FILE_BYTES:
             raise InputError(f"has more than {MAX_FILE_BYTES} bytes")
-        return data
+        return (self.path / name).read_bytes()
 
     def read_labels(self) -> bytes | None:
         file = self.path / LABELS
