@@ -1,8 +1,8 @@
 """Files from anywhere: written whole or not at all, read without running anything in them, fetched and verified."""
 
 from metrics.errors import InputError, explained, nearest
-from metrics.files.arrays import load_npz
 from metrics.files.downloads import LOCK, PUBLISHED, Downloads, Source, cache_root, fetch, fetch_each, read_lock
+from metrics.files.reading import load_npz
 from metrics.files.writing import (
     atomic_write,
     folder_lock,

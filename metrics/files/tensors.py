@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metrics.errors import InputError, explained, one_line
-from metrics.files.arrays import check_archive, check_file
-from metrics.files.pickles import Inert, RestrictedUnpickler, checked_opcodes
+from metrics.files.reading import Inert, RestrictedUnpickler, check_archive, check_file, checked_opcodes
 
 STORAGES = {  # torch.FloatStorage: torch.float
     **{x: getattr(torch, x.lower()) for x in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")},

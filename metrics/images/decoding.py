@@ -16,7 +16,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.arrays import read_npy_header
+from metrics.files.reading import read_npy_header
 
 #: Largest image that is decoded: 8192 x 8192.
 MAX_PIXELS = 2**26

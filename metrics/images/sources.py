@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.arrays import GIB, MAX_RATIO, check_archive, npy_layout, read_npy
+from metrics.files.reading import GIB, MAX_RATIO, check_archive, npy_layout, read_npy
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".ppm")
