@@ -91,8 +91,7 @@ class DINOv2(Network):
         embedding = self.parameters["pos_embed"]
         side = round((embedding.shape[1] - 1) ** 0.5)
         grid = embedding[:, 1:].reshape(1, side, side, self.dim).permute(0, 3, 1, 2)
-        scale = (GRID + INTERPOLATE_OFFSET) / side
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+        grid = F.interpolate(grid, scale_factor=(GRID + INTERPOLATE_OFFSET) / side, mode="bicubic", align_corners=False)
         return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:

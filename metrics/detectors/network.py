@@ -14,9 +14,8 @@ from metrics.precision import full_precision
 class Network:
     """Detector `name` whose weights are `state`; `dtype` is that of all arithmetic, the resize included."""
 
-    #: uint8 images -> resized and normalised ones.
+    #: uint8 images -> resized and normalised ones, and these -> [N, dim].
     _prepared: Callable[[Tensor], Tensor]
-    #: Prepared images -> [N, dim].
     _features: Callable[[Tensor], Tensor]
 
     def __init__(

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from metrics.errors import InputError, explained
 
-GIB = 2**30
-MAX_BYTES = 8 * GIB  # of files, and of what arrays unpack to, that are read into memory
+MAX_BYTES = 8 * 2**30  # of files, and of what arrays unpack to, that are read into memory
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays stay under 20
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.reading import GIB, MAX_RATIO, check_archive, npy_layout, read_npy
+from metrics.files.reading import MAX_RATIO, check_archive, npy_layout, read_npy
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".ppm")
@@ -29,8 +29,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 LABELS = "dataset.json"
 MAX_FILE_BYTES = 256 * 2**20  # of an image
-MAX_ARCHIVE_BYTES = 16 * 1024 * GIB
-MAX_SPOOL_BYTES = 256 * GIB  # that a compressed tar or npz may unpack to on the disk
+MAX_ARCHIVE_BYTES = 16 * 2**40
+MAX_SPOOL_BYTES = 256 * 2**30  # that a compressed tar or npz may unpack to on the disk
 
 
 class Source:
@@ -74,9 +74,8 @@ def open_sources(path: Path) -> list[Source]:
         folder = FolderSource(path)
         archives = [name for name in folder.ignored if name.lower().endswith(ARCHIVE_SUFFIXES)]
         if archives and folder.names:
-            raise InputError(
-                f"{path}: holds images ({folder.names[0]}) and archives ({archives[0]}); name those to measure"
-            )
+            both = f"images ({folder.names[0]}) and archives ({archives[0]})"
+            raise InputError(f"{path}: holds {both}; name the ones to measure")
         return [_open_file(path / name) for name in archives] or [folder]
 
 
@@ -174,9 +173,11 @@ class TarSource(Source):
         self._members: dict[str, tuple[int, int]] = {}
         end = self._file.stat().st_size
         with tarfile.open(self._file, "r:") as archive:
-            for member in (member for member in archive if not member.isdir()):
+            for member in archive:
                 _check_name(path, member.name)
                 name = member.name.removeprefix("./")
+                if member.isdir():
+                    continue
                 if not member.isreg() or member.issparse():
                     raise InputError(f"{path}: {name} is a link or no regular file; make the archive with plain files")
                 if member.offset_data + member.size > end:
@@ -219,9 +220,7 @@ class ArraySource(Source):
             if entry.compress_type == zipfile.ZIP_STORED:
                 with open(path, "rb") as file:  # behind the local header, sound if it was opened, its name and extra
                     file.seek(entry.header_offset + 26)
-                    self._start += (
-                        entry.header_offset + 30 + sum(int.from_bytes(file.read(2), "little") for _ in range(2))
-                    )
+                    self._start += sum(int.from_bytes(file.read(2), "little") for _ in range(2)) + file.tell()
             else:
                 check_archive(archive, path, MAX_SPOOL_BYTES)
                 self._spool = Spool(path, lambda _: archive.open(entry), ".npy")
