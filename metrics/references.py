@@ -16,7 +16,7 @@ from metrics import features, files, statistics
 from metrics.detectors.inception import InceptionV3
 from metrics.features import FeatureSet
 from metrics.files import PUBLISHED, Downloads, InputError, Source, explained, sha256_file
-from metrics.files.pickles import NUMPY_GLOBALS, load_pickle
+from metrics.files.reading import NUMPY_GLOBALS, load_pickle
 from metrics.statistics import Statistics
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metrics.files import InputError, atomic_write, explained, sha256_file
-from metrics.files.pickles import NUMPY_GLOBALS, Inert, load_pickle
+from metrics.files.reading import NUMPY_GLOBALS, Inert, load_pickle
 from metrics.files.tensors import first, load_nested_tensors, load_state_dict, rebuild_tensor
 from repro import encoders
 from repro.networks import Precond

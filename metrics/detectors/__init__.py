@@ -32,13 +32,12 @@ class Detector(Protocol):
         ...
 
 
-Factory = Callable[..., Detector]
-DETECTORS: Registry[Factory] = Registry("detector")
+DETECTORS: Registry[Callable[..., Detector]] = Registry("detector")
 
 
 def register(
     name: str,
-    factory: Factory,
+    factory: Callable[..., Detector],
     distance: str | None = None,
     label: str | None = None,
     distance_name: Name | None = None,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detectors.network import Network
+from metrics.detectors.network import Network, check_tensors
 from metrics.files import InputError
 
 SIZE = 224
@@ -27,6 +27,8 @@ NORM_EPS = 1e-6
 #: Added to the target size before the scale of the positional embedding is computed, as the released models do.
 INTERPOLATE_OFFSET = 0.1
 RESIZES = ("torch", "pil")
+VECTORS = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")  # of a block
+LAYERS = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}  # outputs, inputs, in widths
 
 
 class DINOv2(Network):
@@ -65,18 +67,11 @@ class DINOv2(Network):
         self.parameters = {key: value.to(self.device, dtype) for key, value in state.items()}
 
     def _prepared(self, images: Tensor) -> Tensor:
-        x = self._resized(images) / 255
+        x = (resize_pil(images, SIZE) if self.resize == "pil" else images).to(self.device, self.dtype)
+        if x.shape[2:] != (SIZE, SIZE):
+            x = F.interpolate(x, size=(SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(v, dtype=self.dtype, device=self.device)[:, None, None] for v in (MEAN, STD))
-        return (x - mean) / std
-
-    def _resized(self, images: Tensor) -> Tensor:
-        """Images squashed to [N, 3, 224, 224], values 0 to 255."""
-        if self.resize == "pil":
-            return resize_pil(images, SIZE).to(self.device, self.dtype)
-        images = images.to(self.device, self.dtype)
-        if images.shape[2:] == (SIZE, SIZE):
-            return images
-        return F.interpolate(images, size=(SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True)
+        return (x / 255 - mean) / std
 
     def _features(self, x: Tensor) -> Tensor:
         p = self.parameters
@@ -86,23 +81,23 @@ class DINOv2(Network):
         for i in range(self.depth):
             block = f"blocks.{i}"
             x = x + self._attention(self._norm(x, f"{block}.norm1"), f"{block}.attn") * p[f"{block}.ls1.gamma"]
-            x = x + self._mlp(self._norm(x, f"{block}.norm2"), f"{block}.mlp") * p[f"{block}.ls2.gamma"]
+            hidden = F.gelu(self._linear(self._norm(x, f"{block}.norm2"), f"{block}.mlp.fc1"))  # [N, 257, 4 * width]
+            x = x + self._linear(hidden, f"{block}.mlp.fc2") * p[f"{block}.ls2.gamma"]
         return self._norm(x, "norm")[:, 0]
 
     @cached_property
     def _positions(self) -> Tensor:
         """Positional embedding [1, 1 + 256, width]: the class token's as it is, the grid's interpolated."""
         embedding = self.parameters["pos_embed"]
-        grid = embedding[:, 1:]
-        side = round(grid.shape[1] ** 0.5)
-        grid = grid.reshape(1, side, side, self.dim).permute(0, 3, 1, 2)
-        scale = (GRID + INTERPOLATE_OFFSET) / side
-        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
+        side = round((embedding.shape[1] - 1) ** 0.5)
+        grid = embedding[:, 1:].reshape(1, side, side, self.dim).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, scale_factor=(GRID + INTERPOLATE_OFFSET) / side, mode="bicubic", align_corners=False)
         return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        p = self.parameters
-        return F.layer_norm(x, (self.dim,), p[f"{name}.weight"], p[f"{name}.bias"], NORM_EPS)
+        return F.layer_norm(
+            x, (self.dim,), self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"], NORM_EPS
+        )
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"])
@@ -110,20 +105,14 @@ class DINOv2(Network):
     def _attention(self, x: Tensor, name: str) -> Tensor:
         qkv = self._linear(x, f"{name}.qkv").unflatten(2, (3, self.num_heads, -1))  # [N, T, 3, heads, channels]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, T, channels]
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self._linear(x.transpose(1, 2).flatten(2), f"{name}.proj")
-
-    def _mlp(self, x: Tensor, name: str) -> Tensor:
-        return self._linear(F.gelu(self._linear(x, f"{name}.fc1")), f"{name}.fc2")
+        return self._linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), f"{name}.proj")
 
 
 def resize_pil(images: Tensor, size: int) -> Tensor:
     """PIL's bicubic resize of uint8 [N, 3, H, W] to [N, 3, size, size] uint8."""
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    resized = [
-        np.array(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BICUBIC)) for image in pixels
-    ]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    resized = [PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BICUBIC) for image in pixels]
+    return torch.from_numpy(np.stack([np.array(image) for image in resized])).permute(0, 3, 1, 2)
 
 
 def _check_state(state: Mapping[str, Tensor], name: str) -> int:
@@ -137,22 +126,14 @@ def _check_state(state: Mapping[str, Tensor], name: str) -> int:
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + round((patches.shape[1] - 1) ** 0.5) ** 2, width),
         "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
+        **dict.fromkeys(("patch_embed.proj.bias", "norm.weight", "norm.bias"), (width,)),
     }
-    shapes |= dict.fromkeys(("patch_embed.proj.bias", "norm.weight", "norm.bias"), (width,))
-    vectors = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
-    layers = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}  # outputs, inputs
-    for i in range(depth):
-        shapes |= {f"blocks.{i}.{key}": (width,) for key in vectors}
-        for key, (outputs, inputs) in layers.items():
-            shapes[f"blocks.{i}.{key}.weight"] = (outputs * width, inputs * width)
-            shapes[f"blocks.{i}.{key}.bias"] = (outputs * width,)
-    stray = sorted(set(state) ^ set(shapes))
-    if stray:
+    for block in (f"blocks.{i}" for i in range(depth)):
+        shapes |= {f"{block}.{key}": (width,) for key in VECTORS}
+        shapes |= {f"{block}.{key}.weight": (width * out, width * into) for key, (out, into) in LAYERS.items()}
+        shapes |= {f"{block}.{key}.bias": (width * out,) for key, (out, _) in LAYERS.items()}
+    if stray := sorted(set(state) ^ set(shapes)):
         verb = "lack" if stray[0] in shapes else "hold the unknown"
         raise InputError(f"{name} weights {verb} '{stray[0]}'; expected the released DINOv2 without registers")
-    for key, shape in shapes.items():
-        if tuple(state[key].shape) != shape:
-            raise InputError(f"{name} weights: '{key}' is {list(state[key].shape)}, expected {list(shape)}")
-        if not bool(torch.isfinite(state[key]).all()):
-            raise InputError(f"{name} weights hold NaN or infinity in '{key}'; download them again")
+    check_tensors(state, shapes, name)
     return depth

@@ -13,37 +13,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detectors.network import Network
+from metrics.detectors.network import Network, check_tensors
 from metrics.detectors.weights import WEIGHTS
 from metrics.files import InputError, explained
 from metrics.precision import full_precision
 
 SIZE = 299
 BN_EPS = 1e-3
-TORCHSCRIPT_PREFIX = "net.layers."
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "average": partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),
     "largest": partial(F.max_pool2d, kernel_size=3, stride=1, padding=1),
     "halve": partial(F.max_pool2d, kernel_size=3, stride=2),
 }
-_STEM = ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 halve Conv2d_3b_1x1 Conv2d_4a_3x3 halve",)
 _DOUBLE = "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3"
-_A = ("branch1x1", "branch5x5_1 branch5x5_2", _DOUBLE, "average branch_pool")
-_B = ("branch3x3", _DOUBLE, "halve")
+_MIXED_5 = ("branch1x1", "branch5x5_1 branch5x5_2", _DOUBLE, "average branch_pool")
 _LONG = "branch7x7dbl_1 branch7x7dbl_2 branch7x7dbl_3 branch7x7dbl_4 branch7x7dbl_5"
-_C = ("branch1x1", "branch7x7_1 branch7x7_2 branch7x7_3", _LONG, "average branch_pool")
-_D = ("branch3x3_1 branch3x3_2", "branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4", "halve")
+_MIXED_6 = ("branch1x1", "branch7x7_1 branch7x7_2 branch7x7_3", _LONG, "average branch_pool")
 _FORKED = "branch3x3dbl_1 branch3x3dbl_2 branch3x3dbl_3a|branch3x3dbl_3b"
-_E = ("branch1x1", "branch3x3_1 branch3x3_2a|branch3x3_2b", _FORKED)
+_MIXED_7 = ("branch1x1", "branch3x3_1 branch3x3_2a|branch3x3_2b", _FORKED)
 #: Prefix of a block's names -> its branches: steps one behind the other, `a|b` for two side by side at the end.
-BLOCKS = (
-    {"": _STEM}
-    | {f"Mixed_{name}.": _A for name in ("5b", "5c", "5d")}
-    | {"Mixed_6a.": _B}
-    | {f"Mixed_{name}.": _C for name in ("6b", "6c", "6d", "6e")}
-    | {"Mixed_7a.": _D, "Mixed_7b.": (*_E, "average branch_pool"), "Mixed_7c.": (*_E, "largest branch_pool")}
-)
+BLOCKS = {
+    "": ("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 halve Conv2d_3b_1x1 Conv2d_4a_3x3 halve",),
+    **dict.fromkeys(("Mixed_5b.", "Mixed_5c.", "Mixed_5d."), _MIXED_5),
+    "Mixed_6a.": ("branch3x3", _DOUBLE, "halve"),
+    **dict.fromkeys(("Mixed_6b.", "Mixed_6c.", "Mixed_6d.", "Mixed_6e."), _MIXED_6),
+    "Mixed_7a.": ("branch3x3_1 branch3x3_2", "branch7x7x3_1 branch7x7x3_2 branch7x7x3_3 branch7x7x3_4", "halve"),
+    "Mixed_7b.": (*_MIXED_7, "average branch_pool"),
+    "Mixed_7c.": (*_MIXED_7, "largest branch_pool"),
+}
 #: Names of the 94 convolutions in the widely used state dict, in the order of the original graph.
 CONVOLUTIONS = tuple(
     prefix + step
@@ -51,6 +49,8 @@ CONVOLUTIONS = tuple(
     for step in re.split("[ |]", " ".join(branches))
     if step not in POOLS
 )
+#: Names of a convolution's tensors, behind its own.
+PARTS = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 STRIDED = {
     *("Conv2d_1a_3x3", "Mixed_6a.branch3x3", "Mixed_6a.branch3x3dbl_3", "Mixed_7a.branch3x3_2"),
     "Mixed_7a.branch7x7x3_4",
@@ -81,7 +81,14 @@ class InceptionV3(Network):
             name: tuple(x.to(self.device, dtype) for x in fold_batch_norm(state, name)) for name in CONVOLUTIONS
         }
         self.classifier = state_dict["fc.weight"].to(self.device, dtype) if "fc.weight" in state_dict else None
-        self._check_shapes()
+        smallest = torch.zeros(1, 3, 75, 75, dtype=dtype, device=self.device)  # that gets through
+        with (
+            torch.inference_mode(),
+            explained("Inception weights do not fit together", "download them again", (RuntimeError,)),
+        ):
+            found = list(self._features(smallest).shape)
+        if found != [1, self.dim]:
+            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
@@ -96,14 +103,6 @@ class InceptionV3(Network):
             )
         with full_precision():
             return features.to(self.device, self.dtype) @ self.classifier.T
-
-    @torch.inference_mode()
-    def _check_shapes(self) -> None:
-        """Raises InputError unless the convolutions join up, found out with the smallest image that gets through."""
-        with explained("Inception weights do not fit together", "download them again", (RuntimeError,)):
-            found = list(self._features(torch.zeros(1, 3, 75, 75, dtype=self.dtype, device=self.device)).shape)
-        if found != [1, self.dim]:
-            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
 
     def _prepared(self, images: Tensor) -> Tensor:
         x = resize_tf1(images.to(self.device, self.dtype), SIZE)
@@ -134,13 +133,10 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
     """
     for dim in (3, 2):
         length = images.shape[dim]
-        if length == size:
-            continue
         position = torch.arange(size, device=images.device, dtype=torch.float64) * (length / size)
         lower = position.floor().clamp(max=length - 1)
         share = (position - lower).to(images.dtype)
-        low = images.index_select(dim, lower.long())
-        high = images.index_select(dim, (lower.long() + 1).clamp(max=length - 1))
+        low, high = (images.index_select(dim, x.long()) for x in (lower, (lower + 1).clamp(max=length - 1)))
         images = torch.lerp(low, high, share if dim == 3 else share[:, None])
     return images
 
@@ -150,21 +146,17 @@ def canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises InputError when one is missing, of another shape than its neighbours need, or not finite.
     """
-    state = _rename_torchscript(state_dict) if any(k.startswith(TORCHSCRIPT_PREFIX) for k in state_dict) else state_dict
-    found: dict[str, Tensor] = {}
+    state = _rename_torchscript(state_dict) if any(k.startswith("net.layers.") for k in state_dict) else state_dict
+    keys = [f"{name}.{part}" for name in CONVOLUTIONS for part in PARTS]
+    if missing := [key for key in keys if key not in state]:
+        raise InputError(f"Inception weights without '{missing[0]}'; expected the pt_inception-2015-12-05 state dict")
+    found = {key: state[key].detach().cpu().to(torch.float32) for key in keys}
     for name in CONVOLUTIONS:
-        keys = [f"{name}.conv.weight", *(f"{name}.bn.{x}" for x in ("weight", "bias", "running_mean", "running_var"))]
-        for key in keys:
-            if key not in state:
-                raise InputError(f"Inception weights without '{key}'; expected the pt_inception-2015-12-05 state dict")
-            found[key] = state[key].detach().cpu().to(torch.float32)
-            if not bool(torch.isfinite(found[key]).all()):
-                raise InputError(f"Inception weights hold NaN or infinity in '{key}'; download them again")
-            outputs = state[keys[0]].shape[0]
-            if key != keys[0] and found[key].shape != (outputs,):
-                raise InputError(f"Inception weights: '{key}' is {list(found[key].shape)}, expected [{outputs}]")
-        if found[keys[0]].ndim != 4:
-            raise InputError(f"Inception weights: '{keys[0]}' is {list(found[keys[0]].shape)}, expected 4 dimensions")
+        shape = found[f"{name}.conv.weight"].shape
+        if len(shape) != 4:
+            raise InputError(f"Inception weights: '{name}.conv.weight' is {list(shape)}, expected 4 dimensions")
+        shapes = {f"{name}.{part}": shape[:1] for part in PARTS} | {f"{name}.conv.weight": shape}
+        check_tensors(found, shapes, "Inception")
     return found
 
 
@@ -174,19 +166,13 @@ def _rename_torchscript(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(names) != len(CONVOLUTIONS):
         raise InputError(f"an Inception archive of {len(names)} convolutions, expected {len(CONVOLUTIONS)}")
     parts = {"conv.weight": "weight", "bn.bias": "beta", "bn.running_mean": "mean", "bn.running_var": "var"}
-    renamed: dict[str, Tensor] = {}
-    for old, new in zip(names, CONVOLUTIONS, strict=True):
-        renamed |= {f"{new}.{ours}": state_dict[f"{old}.{theirs}"] for ours, theirs in parts.items()}
-        renamed[f"{new}.bn.weight"] = torch.ones_like(renamed[f"{new}.bn.bias"])
-    return renamed
+    pairs = [(f"{n}.{parts[x]}", f"{new}.{x}") for n, new in zip(names, CONVOLUTIONS, strict=True) for x in parts]
+    renamed = {new: state_dict[old] for old, new in pairs}
+    return renamed | {f"{name}.bn.weight": torch.ones_like(renamed[f"{name}.bn.bias"]) for name in CONVOLUTIONS}
 
 
 def fold_batch_norm(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """Weight (channels last) and bias, float64, of the convolution that does the work of `name` and its batch norm."""
-    weight, gain, shift, mean, variance = (
-        state[f"{name}.{part}"].double()
-        for part in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
-    )
+    weight, gain, shift, mean, variance = (state[f"{name}.{part}"].double() for part in PARTS)
     scale = gain / torch.sqrt(variance + BN_EPS)
-    folded = weight * scale[:, None, None, None]
-    return folded.contiguous(memory_format=torch.channels_last), shift - mean * scale
+    return (weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last), shift - mean * scale

@@ -1,6 +1,6 @@
 """What the networks of this package share: how they compute, the tags that say so, and the check of their images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,10 @@ from metrics.precision import full_precision
 
 class Network:
     """Detector `name` whose weights are `state`; `dtype` is that of all arithmetic, the resize included."""
+
+    #: uint8 images -> resized and normalised ones, and these -> [N, dim].
+    _prepared: Callable[[Tensor], Tensor]
+    _features: Callable[[Tensor], Tensor]
 
     def __init__(
         self, name: str, state: Mapping[str, Tensor], resize: str, device: torch.device | str, dtype: torch.dtype
@@ -32,9 +36,11 @@ class Network:
         with full_precision():
             return self._features(self._prepared(images))
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        """Resized and normalised images."""
-        raise NotImplementedError
 
-    def _features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], name: str) -> None:
+    """Raises InputError unless the tensors of `state`, the weights of `name`, have these shapes and are finite."""
+    for key, shape in shapes.items():
+        if state[key].shape != tuple(shape):
+            raise InputError(f"{name} weights: '{key}' is {list(state[key].shape)}, expected {list(shape)}")
+        if not bool(torch.isfinite(state[key]).all()):
+            raise InputError(f"{name} weights hold NaN or infinity in '{key}'; download them again")

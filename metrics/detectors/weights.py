@@ -5,10 +5,9 @@ Digests are pinned where known; of other files the digest is recorded at first u
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ Built = TypeVar("Built")
 GITHUB = "https://github.com"
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A file that holds a detector's weights; `sha256` None is recorded at first use."""
 
     filename: str
@@ -87,12 +85,10 @@ def find(detector: str, given: str | Path | None = None, offline: bool | None = 
     Raises InputError when they are missing, undownloadable, or have another digest than pinned or recorded.
     """
     if given is not None:
-        place = Path(given)
-        found = _in_folder(detector, place) if place.is_dir() else place if place.exists() else None
-        if found is None:
-            names = " or ".join(weights.filename for weights in WEIGHTS[detector])
-            raise InputError(f"{given}: no weights of '{detector}' there; expected {names} or a path to such a file")
-        return found
+        if found := Path(given) if Path(given).is_file() else _in_folders(detector, [given]):
+            return found
+        names = " or ".join(weights.filename for weights in WEIGHTS[detector])
+        raise InputError(f"{given}: no weights of '{detector}' there; expected {names} or a path to such a file")
     path = locate(detector) or cache_folder() / WEIGHTS[detector][0].filename
     weights = next(weights for weights in WEIGHTS[detector] if weights.filename == path.name)
     source = Source(path.name, path, weights.sha256, weights.urls, "name a folder that has it in REPRO_WEIGHTS")
@@ -107,16 +103,14 @@ def ensure(detector: str, offline: bool) -> None:
 
 def locate(detector: str) -> Path | None:
     """Path of a detector's weights on this machine, unchecked; None when they would have to be downloaded."""
-    folders = [Path(machine().weights)] if machine().weights else []
-    folders.append(cache_folder())
     spec = importlib.util.find_spec(PACKAGES[detector]) if detector in PACKAGES else None
-    folders += [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    return next((path for folder in folders if (path := _in_folder(detector, folder))), None)
+    places = (spec.submodule_search_locations or ()) if spec else ()
+    return _in_folders(detector, [*filter(None, [machine().weights]), cache_folder(), *places])
 
 
-def _in_folder(detector: str, folder: Path) -> Path | None:
-    paths = (folder / weights.filename for weights in WEIGHTS[detector])
-    return next((path for path in paths if path.is_file()), None)
+def _in_folders(detector: str, folders: Iterable[str | Path]) -> Path | None:
+    paths = (Path(folder, weights.filename) for folder in folders for weights in WEIGHTS[detector])
+    return next(filter(Path.is_file, paths), None)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,10 +1,18 @@
 """Files from anywhere: written whole or not at all, read without running anything in them, fetched and verified."""
 
-from metrics.errors import InputError, explained, nearest, one_line
-from metrics.files.arrays import load_npz
+from metrics.errors import InputError, explained, nearest
 from metrics.files.downloads import LOCK, PUBLISHED, Downloads, Source, cache_root, fetch, fetch_each, read_lock
-from metrics.files.locks import folder_lock
-from metrics.files.writing import atomic_write, link_or_copy, sha256_file, write_csv, write_json, write_npz, write_text
+from metrics.files.reading import load_npz
+from metrics.files.writing import (
+    atomic_write,
+    folder_lock,
+    link_or_copy,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_npz,
+    write_text,
+)
 
 __all__ = [
     "LOCK",
@@ -21,7 +29,6 @@ __all__ = [
     "link_or_copy",
     "load_npz",
     "nearest",
-    "one_line",
     "read_lock",
     "sha256_file",
     "write_csv",

@@ -18,9 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from metrics.errors import InputError, explained
-from metrics.files.locks import folder_lock
 from metrics.files.transfers import Source, Transfer, announced_size, need_space
-from metrics.files.writing import sha256_file, write_json
+from metrics.files.writing import folder_lock, sha256_file, write_json
 from metrics.machine import machine
 
 #: Base address of the published networks and statistics.
@@ -33,8 +32,9 @@ _recording = threading.Lock()  # the lock file's OS lock is between processes
 
 def cache_root() -> Path:
     """The folder below which everything of this project is cached."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(machine().cache or cache / "autoguidance-repro")
+    return Path(
+        machine().cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "autoguidance-repro")
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
     errors: list[InputError] = []
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch") as pool:
         total = _check_space(missing, downloads, pool)
-        quiet = None if missing else True  # None: unless this is a terminal
-        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=quiet) as bar:
+        with tqdm(
+            total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=not missing or None
+        ) as bar:
             jobs = {pool.submit(_have, source, downloads, digests, bar, stop): source for source in sources}
             try:
                 for job in as_completed(jobs):
@@ -102,13 +103,11 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
                 stop.set()
                 pool.shutdown(cancel_futures=True)
     if errors:
-        more = "" if len(errors) == 1 else f" (and {len(errors) - 1} more files failed)"
-        raise InputError(f"{errors[0]}{more}")
+        raise InputError(f"{errors[0]}" + (f" (and {len(errors) - 1} more files failed)" if errors[1:] else ""))
 
 
 def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: Any, stop: threading.Event) -> None:
-    """Have the file with the right digest, or raise InputError."""
-    urls, recorded = downloads.addresses(source), digests.get(source.name)
+    recorded = digests.get(source.name)
     expected = source.sha256 or recorded
     if recorded not in (None, expected):
         raise InputError(f"{downloads.lock}: {source.name} is {recorded}, but {expected} is pinned; remove it")
@@ -116,7 +115,7 @@ def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: An
         with folder_lock(source.path):
             if not source.path.exists():  # another process may have fetched it in the meantime
                 transfer = Transfer(source, expected, bar.update, stop)
-                found = transfer.run(urls)
+                found = transfer.run(downloads.addresses(source))
                 if expected is None:
                     _record(source.name, found, downloads.lock)
                 os.replace(transfer.part, source.path)
@@ -135,7 +134,7 @@ def _check_space(missing: Sequence[Source], downloads: Downloads, pool: ThreadPo
     sizes = pool.map(lambda source: announced_size(downloads.addresses(source)), missing)
     needed: Counter[Path] = Counter()
     for source, size in zip(missing, sizes, strict=True):
-        part = source.beside(".part")
+        part = Path(f"{source.path}.part")
         needed[source.path.parent] += max(size - (part.stat().st_size if part.exists() else 0), 0)
     for folder, size in needed.items():
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,17 +144,14 @@ def _check_space(missing: Sequence[Source], downloads: Downloads, pool: ThreadPo
 
 def read_lock(path: Path) -> dict[str, str]:
     """Recorded digests by name of the source; raises InputError where the file is no such record."""
-    if not path.exists():
-        return {}
     with explained(f"{path}: not readable as JSON", "restore it from version control", (OSError, ValueError)):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not isinstance(found, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in found.values()):
         raise InputError(f"{path}: expected a mapping from names to sha256 digests; restore it")
     return found
 
 
 def _record(name: str, digest: str, lock: Path) -> None:
-    """Note a digest at first use; another one than the noted is an error."""
     with _recording, folder_lock(lock):
         digests = read_lock(lock)
         if digests.setdefault(name, digest) != digest:

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metrics.errors import InputError, explained, one_line
-from metrics.files.arrays import check_archive, check_file
-from metrics.files.pickles import Inert, RestrictedUnpickler, checked_opcodes
+from metrics.files.reading import Inert, RestrictedUnpickler, check_archive, check_file, checked_opcodes
 
-LIKE_DTYPES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")  # torch.FloatStorage: torch.float
-STORAGES = {"Char": torch.int8, "Byte": torch.uint8} | {name: getattr(torch, name.lower()) for name in LIKE_DTYPES}
+STORAGES = {  # torch.FloatStorage: torch.float
+    **{x: getattr(torch, x.lower()) for x in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")},
+    **{"Char": torch.int8, "Byte": torch.uint8},
+}
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -32,8 +33,11 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     if zipfile.is_zipfile(path):
         with explained(f"{path}: not a sound archive"), zipfile.ZipFile(path) as archive:
             check_archive(archive, path)
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return _read_torchscript(archive, str(path))
+            if beside := [name for name in archive.namelist() if name.endswith("/constants.pkl")]:
+                script = _TorchScriptUnpickler(archive, beside[0].removesuffix("constants.pkl"), str(path)).unpickle()
+                if found := dict(_tensors(script, "", set(), str(path))):
+                    return found
+                raise InputError(f"{path}: a TorchScript archive that holds no tensors")
     loaded = _load_weights_only(path, f"{path}: not a PyTorch state dict: its contents")
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"{path}: expected a dictionary of tensors")
@@ -85,8 +89,7 @@ def _load_weights_only(file: str | Path | IO[bytes], what: str) -> Any:
 def rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
     """Stand-in for `torch._utils._rebuild_tensor_v2` that stays within the storage and never allocates."""
     flat = storage if isinstance(storage, Tensor) else torch.empty(0, dtype=storage.dtype).set_(storage)
-    numbers = [offset, *size, *stride]
-    if any(not isinstance(n, int) or n < 0 for n in numbers) or len(size) != len(stride):
+    if any(not isinstance(n, int) or n < 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
         raise ValueError("a tensor whose offset, size and stride are not counts")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (math.prod(size) > flat.numel() or last >= flat.numel()):
@@ -97,9 +100,9 @@ def rebuild_tensor(storage: Any, offset: int, size: Sequence[int], stride: Seque
 class _TorchScriptUnpickler(RestrictedUnpickler):
     """Reads data.pkl of a TorchScript archive: modules become `Inert`, storages come from the zip, once each."""
 
-    def __init__(self, archive: zipfile.ZipFile, main: str, source: str) -> None:
-        super().__init__(io.BytesIO(archive.read(main)), _TORCHSCRIPT_GLOBALS, source)
-        self.archive, self.root = archive, main.removesuffix("data.pkl")
+    def __init__(self, archive: zipfile.ZipFile, root: str, source: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")), _TORCHSCRIPT_GLOBALS, source)
+        self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -108,8 +111,7 @@ class _TorchScriptUnpickler(RestrictedUnpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         _, kind, key, _, numel = pid
         if key not in self.storages:
-            dtype = STORAGES[kind]
-            data = self.archive.read(f"{self.root}data/{key}")
+            dtype, data = STORAGES[kind], self.archive.read(f"{self.root}data/{key}")
             if len(data) != numel * dtype.itemsize:
                 raise InputError(f"{self.source}: storage {key} has {len(data)} bytes, expected {numel} of {dtype}")
             self.storages[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -128,16 +130,6 @@ _TORCHSCRIPT_GLOBALS: dict[tuple[str, str], Any] = {
     **{("torch.jit._pickle", f"build_{kind}list"): first for kind in ("int", "double", "bool", "tensor")},
     **{("torch", f"{name}Storage"): name for name in STORAGES},
 }
-
-
-def _read_torchscript(archive: zipfile.ZipFile, path: str) -> dict[str, Tensor]:
-    main = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-    if main is None:
-        raise InputError(f"{path}: a TorchScript archive without data.pkl")
-    found = dict(_tensors(_TorchScriptUnpickler(archive, main, path).unpickle(), "", set(), path))
-    if not found:
-        raise InputError(f"{path}: a TorchScript archive that holds no tensors")
-    return found
 
 
 def _tensors(module: Any, prefix: str, seen: set[int], path: str) -> Iterator[tuple[str, Tensor]]:

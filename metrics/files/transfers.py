@@ -58,10 +58,6 @@ class Source:
     #: What else helps where it cannot be had.
     remedy: str = ""
 
-    def beside(self, suffix: str) -> Path:
-        """A path like that of the file, with a further suffix."""
-        return self.path.with_name(self.path.name + suffix)
-
     @property
     def place(self) -> str:
         """End of a message: where a user may put the file, or the remedy."""
@@ -83,7 +79,7 @@ class Transfer:
         self, source: Source, expected: str | None, advance: Callable[[int], object], stop: threading.Event
     ) -> None:
         self.source, self.expected, self.advance, self.stop = source, expected, advance, stop
-        self.part, self.note = source.beside(".part"), source.beside(".part.json")
+        self.part, self.note = Path(f"{source.path}.part"), Path(f"{source.path}.part.json")
 
     def run(self, urls: Sequence[str]) -> str:
         """Fill `part` from the first address that gives the file; returns its sha256.
@@ -164,7 +160,6 @@ class Transfer:
             raise _TransientError(f"connection closed after {self.length} of {self.total} bytes")
 
     def _receive(self, chunks: Iterable[bytes], limit: int, url: str) -> None:
-        noted = self.length
         try:
             with open(self.part, "ab" if self.length else "wb") as file:
                 for chunk in chunks:
@@ -176,10 +171,9 @@ class Transfer:
                     self.sha256.update(chunk)
                     self.length += len(chunk)
                     self.advance(len(chunk))
-                    if self.length - noted >= CHECKPOINT:
+                    if self.length % CHECKPOINT < len(chunk):
                         file.flush()
                         self._write_note(url)
-                        noted = self.length
         except OSError as err:
             raise_if_full(self.source.path, err)
             raise
@@ -206,12 +200,10 @@ def _open(url: str, start: int = 0, validator: str | None = None, method: str = 
     import requests
 
     if urlsplit(url).scheme == "file":
-        with _open_file(url, start, validator) as answer:
-            yield answer
+        yield from _open_file(url, start, validator)
         return
-    headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}
+    rest = {"Range": f"bytes={start}-", "If-Range": str(validator)} if start else {}
+    headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"} | rest
     try:
         with requests.Session() as session:
             session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")  # no proxy in between
@@ -244,7 +236,6 @@ def _interpret(response: Any) -> _Answer:
     return _Answer(response.iter_content(CHUNK), start, total, validator)
 
 
-@contextmanager
 def _open_file(url: str, start: int, validator: str | None) -> Iterator[_Answer]:
     try:
         file = open(unquote(urlsplit(url).path), "rb")  # noqa: SIM115, closed below

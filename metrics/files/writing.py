@@ -1,18 +1,20 @@
-"""Writing: a file is there whole or not at all."""
+"""Writing: a file is there whole or not at all, a folder is held by one process at a time."""
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
 import shutil
 import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 
 from metrics.errors import InputError
@@ -35,9 +37,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-            pid = stale.name.removeprefix(prefix).removesuffix(".tmp")
-            if not pid.isdigit() or not _is_alive(int(pid)):
+        for stale in path.parent.glob(".*.tmp"):
+            pid = stale.stem.removeprefix(prefix)
+            if stale.name.startswith(prefix) and not (pid.isdigit() and _is_alive(int(pid))):
                 stale.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
@@ -68,6 +70,33 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def folder_lock(folder: str | Path, wait: bool = True) -> Iterator[None]:
+    """Hold `folder` against other processes through an OS lock on `<folder>.lock`, released even by kill -9.
+
+    Where another process holds it and `wait` is False, an InputError says who.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(f"{folder}.lock"), Path(f"{folder}.holder")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = "another process"
+        with contextlib.suppress(OSError):
+            who = holder.read_text().strip() or who
+        if not wait:
+            raise InputError(f"{folder} is in use by {who}; wait for it or stop it") from None
+        print(f"waiting for {folder}, in use by {who}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_write(path) as temporary:
@@ -81,15 +110,13 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_csv(path: str | Path, table: "DataFrame") -> None:
     """Write a table as CSV, without its index, atomically."""
-    with atomic_write(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_text(path, table.to_csv(index=False))
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, ArrayLike], compress: bool = False) -> None:
     """Write arrays of numbers or text, atomically."""
-    save = np.savez_compressed if compress else np.savez
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        save(file, allow_pickle=False, **arrays)
+        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -9,15 +9,14 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.arrays import read_npy_header
+from metrics.files.reading import read_npy_header
 
 #: Largest image that is decoded: 8192 x 8192.
 MAX_PIXELS = 2**26
@@ -72,8 +71,7 @@ def _check_size(width: int, height: int) -> None:
         raise InputError(f"is {width} x {height}, empty or larger than {MAX_PIXELS} pixels")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What a check of one sound image found; the digest is of its content."""
 
     sha256: bytes
@@ -92,10 +90,7 @@ def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
     def verified(image: PIL.Image.Image) -> Finding:
         alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:64])
-        if image.format == "PNG":
-            image.verify()
-        else:
-            image.load()
+        (image.verify if image.format == "PNG" else image.load)()
         return Finding(sha256, lossy, alpha)
 
     return _with_pil(data, verified)

@@ -69,9 +69,7 @@ class ImageSet:
     def labels(self) -> NDArray[np.int64] | None:
         own = [own_labels(source) for source in self._sources]
         labels: Any = _folder_classes(self._sources) if any(found is None for found in own) else own
-        if labels is None:
-            return None
-        return np.array([labels[source][index] for source, index in self._checked[0]], np.int64)
+        return None if labels is None else np.array([labels[s][index] for s, index in self._checked[0]], np.int64)
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -87,19 +85,14 @@ class ImageSet:
         return [*self._notes, *(f"{self._where}: {text}" for text, applies in texts.items() if applies)]
 
     def batches(
-        self, batches: Sequence[Sequence[int]], num_workers: int | None = None
-    ) -> Iterator[list[NDArray[np.uint8]]]:
-        """Decoded images [H, W, 3] uint8 of each batch of image numbers, in order, made ahead by worker processes.
+        self, batches: Sequence[Sequence[int]], num_workers: int | None = None, use: Callable[[Any], Any] = decode
+    ) -> Iterator[list[Any]]:
+        """Images of each batch of image numbers, in order, [H, W, 3] uint8, made ahead by worker processes.
 
         num_workers: how many; None: as the machine is set, else one per core but one; 0: none, decode here.
+        use: what is made of an image's content in a worker, if not its pixels.
         Raises InputError naming an image that passed the check and yet cannot be decoded.
         """
-        yield from self.map(decode, batches, num_workers)
-
-    def map(
-        self, use: Callable[[Any], Any], batches: Sequence[Sequence[int]], num_workers: int | None = None
-    ) -> Iterator[list[Any]]:
-        """Like `batches`, with what `use` makes of each image's content (what `decode` takes) in a worker process."""
         workers = _workers(spare=1) if num_workers is None else num_workers
         items = self._checked[0]
         for results in _in_parallel(_Reader(self._sources, use), [items[list(batch)] for batch in batches], workers):
@@ -180,9 +173,8 @@ def own_labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
         labels = None if pairs is None else {str(name): int(label) for name, label in pairs}
     if labels is None:
         return None
-    for name in source.names:
-        if name not in labels:
-            raise InputError(f"{where} has no label of {name}; add it or remove the file")
+    if missing := [name for name in source.names if name not in labels]:
+        raise InputError(f"{where} has no label of {missing[0]}; add it or remove the file")
     return [labels[name] for name in source.names]
 
 
@@ -197,15 +189,12 @@ def _folder_classes(sources: Sequence[Source]) -> list[list[int]] | None:
 
 
 class _Reader:
-    """What a worker does with a share of items: read each and use it; a string says what is wrong with it."""
+    """What a worker does with an item: read it and use it; a string says what is wrong with it."""
 
     def __init__(self, sources: Sequence[Source], use: Callable[[Any], Any]) -> None:
         self.sources, self.use = sources, use
 
-    def __getitems__(self, items: NDArray[np.int64]) -> list[Any]:
-        return [self._one(item) for item in items.tolist()]
-
-    def _one(self, item: Sequence[int]) -> Any:
+    def __getitem__(self, item: Sequence[int]) -> Any:
         try:
             with explained("cannot be read"):
                 return self.use(self.sources[item[0]].read(item[1]))

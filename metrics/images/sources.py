@@ -5,13 +5,11 @@ Nothing is ever extracted, and names that point outside are refused.
 """
 
 import bz2
-import contextlib
 import gzip
 import lzma
 import math
 import os
 import stat
-import struct
 import tarfile
 import tempfile
 import zipfile
@@ -23,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.arrays import GIB, MAX_RATIO, check_archive, npy_layout, read_npy
+from metrics.files.reading import MAX_RATIO, check_archive, npy_layout, read_npy
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".ppm")
@@ -31,8 +29,8 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 LABELS = "dataset.json"
 MAX_FILE_BYTES = 256 * 2**20  # of an image
-MAX_ARCHIVE_BYTES = 16 * 1024 * GIB
-MAX_SPOOL_BYTES = 256 * GIB  # that a compressed tar or npz may unpack to on the disk
+MAX_ARCHIVE_BYTES = 16 * 2**40
+MAX_SPOOL_BYTES = 256 * 2**30  # that a compressed tar or npz may unpack to on the disk
 
 
 class Source:
@@ -42,18 +40,20 @@ class Source:
         path: the folder or file.
         names: sorted paths of the images.
         ignored: the other files beside them, labels and hidden ones apart.
+        others: how many of these are images of formats that are not read.
     """
 
+    #: The bytes of a file, by its path inside.
+    _content: Callable[[str], bytes]
+
     def __init__(self, path: Path, sizes: Mapping[str, int]) -> None:
-        self.path = path
-        self._has_labels = LABELS in sizes
+        self.path, self._has_labels = path, LABELS in sizes
         shown = sorted(name for name in sizes if name != LABELS and not any(map(_is_hidden, name.split("/"))))
         self.names = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
         self.ignored = [name for name in shown if not name.lower().endswith(IMAGE_SUFFIXES)]
-        for name in self.names:
-            if sizes[name] > MAX_FILE_BYTES:
-                found = f"{name} has {sizes[name]} bytes, expected at most {MAX_FILE_BYTES} for an image"
-                raise InputError(f"{path}: {found}; remove it")
+        self.others = sum(name.lower().endswith(OTHER_IMAGE_SUFFIXES) for name in self.ignored)
+        if large := [f"{name} has {sizes[name]}" for name in self.names if sizes[name] > MAX_FILE_BYTES]:
+            raise InputError(f"{path}: {large[0]} bytes, expected at most {MAX_FILE_BYTES} for an image; remove it")
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """Content of an entry: the bytes of a file, or pixels [H, W, C]."""
@@ -62,14 +62,6 @@ class Source:
     def read_labels(self) -> bytes | NDArray[np.int64] | None:
         """Content of `dataset.json`, or class numbers [N], or None where there are none."""
         return self._content(LABELS) if self._has_labels else None
-
-    @property
-    def others(self) -> int:
-        """How many images of formats that are not read lie beside the images."""
-        return sum(name.lower().endswith(OTHER_IMAGE_SUFFIXES) for name in self.ignored)
-
-    def _content(self, name: str) -> bytes:
-        raise NotImplementedError
 
 
 def open_sources(path: Path) -> list[Source]:
@@ -123,8 +115,7 @@ def _is_hidden(name: str) -> bool:
 
 def _check_name(path: Path, name: str) -> None:
     inside = PurePosixPath(name.replace("\\", "/"))
-    drive = any(part.endswith(":") for part in inside.parts[:1])
-    if drive or inside.is_absolute() or ".." in inside.parts or "\0" in name:
+    if inside.anchor or str(inside).split("/")[0].endswith(":") or ".." in inside.parts or "\0" in name:
         raise InputError(f"{path}: entry '{name}' points outside the archive; make the archive again")
 
 
@@ -135,14 +126,12 @@ class FolderSource(Source):
         super().__init__(path, dict.fromkeys(_walk(path), 0))  # sizes are checked when the files are read
 
     def _content(self, name: str) -> bytes:
-        path = self.path / name
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(self.path / name)
+        if not stat.S_ISREG(status.st_mode):
             raise InputError("is no regular file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
+        if status.st_size > MAX_FILE_BYTES:
             raise InputError(f"has more than {MAX_FILE_BYTES} bytes")
-        return data
+        return (self.path / name).read_bytes()
 
     def read_labels(self) -> bytes | None:
         file = self.path / LABELS
@@ -153,8 +142,7 @@ class ZipSource(Source):
     """Images in a zip, which each process opens once."""
 
     def __init__(self, path: Path) -> None:
-        self._archive: zipfile.ZipFile | None = None
-        self._pid = 0
+        self._archives: dict[int, zipfile.ZipFile] = {}
         with zipfile.ZipFile(path) as archive:
             check_archive(archive, path, MAX_ARCHIVE_BYTES)
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
@@ -169,12 +157,12 @@ class ZipSource(Source):
         super().__init__(path, {entry.filename: entry.file_size for entry in entries})
 
     def _content(self, name: str) -> bytes:
-        if self._archive is None or self._pid != os.getpid():
-            self._archive, self._pid = zipfile.ZipFile(self.path), os.getpid()
-        return self._archive.read(name)
+        if os.getpid() not in self._archives:
+            self._archives = {os.getpid(): zipfile.ZipFile(self.path)}
+        return self._archives[os.getpid()].read(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_archive": None}
+        return self.__dict__ | {"_archives": {}}
 
 
 class TarSource(Source):
@@ -230,15 +218,16 @@ class ArraySource(Source):
                 if labels.shape == shape[:1] and labels.dtype.kind in "iu":
                     self._labels = labels.astype(np.int64)
             if entry.compress_type == zipfile.ZIP_STORED:
-                self._start += _data_offset(path, entry)
+                with open(path, "rb") as file:  # behind the local header, sound if it was opened, its name and extra
+                    file.seek(entry.header_offset + 26)
+                    self._start += sum(int.from_bytes(file.read(2), "little") for _ in range(2)) + file.tell()
             else:
                 check_archive(archive, path, MAX_SPOOL_BYTES)
                 self._spool = Spool(path, lambda _: archive.open(entry), ".npy")
                 self._file = self._spool.path
         if self._start + math.prod(shape) > self._file.stat().st_size:
             raise InputError(f"{path}: 'arr_0' states {shape}, which is more than the file holds; make it again")
-        digits = len(str(max(shape[0] - 1, 0)))
-        self.names = [f"{index:0{digits}d}" for index in range(shape[0])]
+        self.names = [f"{index:0{len(str(shape[0] - 1))}d}" for index in range(shape[0])]
 
     def read(self, index: int) -> NDArray[np.uint8]:
         size = math.prod(self._shape)
@@ -246,13 +235,6 @@ class ArraySource(Source):
 
     def read_labels(self) -> NDArray[np.int64] | None:
         return self._labels
-
-
-def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin in the zip: behind its local header, sound if it was opened, its name and extra."""
-    with open(path, "rb") as file:
-        file.seek(entry.header_offset + 26)
-        return entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
 
 
 class Spool:
@@ -274,8 +256,7 @@ class Spool:
 
     def __del__(self) -> None:
         if self._pid == os.getpid():
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            self.path.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_pid": 0}  # a copy in another process never removes the file

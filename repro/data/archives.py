@@ -59,7 +59,7 @@ def convert(
 
     def encoded(items: range) -> Iterable[bytes]:
         batches = [items[i : i + BATCH] for i in range(0, len(items), BATCH)]
-        return itertools.chain.from_iterable(images.map(partial(cropped_png, size=size), batches, num_workers))
+        return itertools.chain.from_iterable(images.batches(batches, num_workers, partial(cropped_png, size=size)))
 
     return _write(target, item_names(len(images)), images.labels, facts, encoded, bytes_per_item=0.5 * 3 * size**2)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metrics.files import InputError
-from metrics.files.pickles import NUMPY_GLOBALS, load_pickle
+from metrics.files.reading import NUMPY_GLOBALS, load_pickle
 from tests.metrics.files.hostile import Calls
 
 

@@ -48,7 +48,7 @@ def test_machine_says_how_many_processes_read(tmp_path: Path, monkeypatch: pytes
     found = open_images(folder(tmp_path))
     for workers in ("0", "1", "2"):
         monkeypatch.setenv("REPRO_WORKERS", workers)
-        pids = {pid for batch in found.map(lambda data: os.getpid(), [[0], [1]]) for pid in batch}
+        pids = {pid for batch in found.batches([[0], [1]], use=lambda data: os.getpid()) for pid in batch}
         assert len(pids - {os.getpid()}) == int(workers)
 
 
@@ -129,7 +129,7 @@ def test_a_killed_decoder_is_an_error_for_people(tmp_path: Path) -> None:
     found = open_images(folder(tmp_path))
     assert len(found) == COUNT
     with pytest.raises(InputError, match="decoding process was killed"):
-        list(found.map(lambda data: os._exit(9), [range(3), range(3)], 1))
+        list(found.batches([range(3), range(3)], 1, lambda data: os._exit(9)))
 
 
 def test_two_processes_that_share_the_check_find_what_one_finds(tmp_path: Path) -> None:

@@ -1,17 +1,78 @@
-"""Pickles, read by an unpickler that knows a handful of names and refuses every other by name: nothing is run."""
+"""Reading: arrays and pickles from anywhere, of sizes that are checked before anything is allocated.
+
+Pickles are read by an unpickler that knows a handful of names and refuses every other by name: nothing is run.
+"""
 
 import math
 import pickle
 import pickletools
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metrics.errors import InputError, explained
-from metrics.files.arrays import check_file
+
+MAX_BYTES = 8 * 2**30  # of files, and of what arrays unpack to, that are read into memory
+MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays stay under 20
+
+
+def check_file(path: str | Path) -> None:
+    """Raise InputError if a file is missing or larger than any that is read into memory."""
+    with explained(f"{path}: cannot be read", errors=(OSError,)):
+        size = Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{path}: {size} bytes, expected at most {MAX_BYTES}")
+
+
+def load_npz(path: str | Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz; InputError if it is missing, broken, above `MAX_BYTES`, or not what its headers say."""
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file")
+    with explained(f"{path}: not a sound npz file"), zipfile.ZipFile(path) as archive:
+        check_archive(archive, path)
+        return {e.filename.removesuffix(".npy"): read_npy(archive, e, path) for e in archive.infolist()}
+
+
+def check_archive(archive: zipfile.ZipFile, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
+    """Refuse a zip that unpacks to more than `max_bytes`, swells as no honest data does, or repeats a name."""
+    entries = archive.infolist()
+    total, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
+    if total > max_bytes or total > MAX_RATIO * packed + 64 * 2**20:
+        raise InputError(f"{path}: {packed} bytes that unpack to {total}, expected at most {max_bytes}; not read")
+    if len({e.filename for e in entries}) < len(entries):
+        raise InputError(f"{path}: names an entry twice; write the file again")
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and dtype of an npy file, left where its data begin; ValueError if unsound."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
+
+
+def npy_layout(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path
+) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """What `read_npy_header` says of an entry of an npz, and where its data begin; checked against its size."""
+    with archive.open(entry) as file:
+        shape, fortran, dtype = read_npy_header(file)
+        start = file.tell()
+    if dtype.hasobject:
+        raise InputError(f"{path}: {entry.filename} is an array of Python objects, expected numbers")
+    if math.prod(shape) * dtype.itemsize != entry.file_size - start:
+        raise InputError(f"{path}: {entry.filename} states {shape} {dtype}, which is not what the file holds")
+    return shape, fortran, dtype, start
+
+
+def read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str | Path) -> NDArray[Any]:
+    """The array in an entry of an npz."""
+    npy_layout(archive, entry, path)
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 class _SealedType(type):
@@ -29,13 +90,10 @@ def _sealed(function: Callable[..., Any]) -> type:
 class Inert(metaclass=_SealedType):
     """Stand-in for an object of a class that is not to run: keeps the pickled state and does nothing."""
 
-    __slots__ = ("state",)
-    state: Any
+    state: Any = None
 
-    def __new__(cls, *_: Any) -> "Inert":
-        inert = super().__new__(cls)
-        inert.state = None
-        return inert
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -50,10 +108,7 @@ class RestrictedUnpickler(pickle.Unpickler):
     def __init__(self, stream: BinaryIO, allowed: Mapping[tuple[str, str], Any], source: str) -> None:
         super().__init__(stream)
         self.stream, self.source = stream, source
-        self.allowed = {
-            name: _sealed(found) if callable(found) and not isinstance(found, type) else found
-            for name, found in allowed.items()
-        }
+        self.allowed = {k: _sealed(x) if callable(x) and not isinstance(x, type) else x for k, x in allowed.items()}
 
     def unpickle(self) -> Any:
         """The object in the stream, of which nothing is built before all opcodes are checked."""
@@ -98,13 +153,12 @@ def checked_opcodes(stream: BinaryIO, source: str) -> Iterator[tuple[str, Any]]:
             yield opcode.name, argument
 
 
-class _Dtype(metaclass=_SealedType):
+class _Dtype(Inert):
     """Stand-in for numpy.dtype: plain numbers only. Arrays of objects can crash NumPy's own unpickling."""
 
-    __slots__ = ("dtype",)
     dtype: np.dtype
 
-    def __new__(cls, code: str, *_: Any) -> "_Dtype":
+    def __new__(cls, code: str, *_: Any) -> Self:
         if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)", code):
             raise ValueError(f"an array of dtype '{code}', expected numbers")
         found = super().__new__(cls)
@@ -149,10 +203,10 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 _NDARRAY = "numpy.ndarray"  # named in pickles as an argument only; a string cannot be called
 #: What pickles of NumPy arrays and numbers name, under NumPy 1 and NumPy 2.
-NUMPY_GLOBALS: dict[tuple[str, str], Any] = {("numpy", "dtype"): _Dtype, ("numpy", "ndarray"): _NDARRAY}
-for core in ("numpy.core", "numpy._core"):
-    NUMPY_GLOBALS |= {
-        (f"{core}.multiarray", "_reconstruct"): _reconstruct,
-        (f"{core}.multiarray", "scalar"): _scalar,
-        (f"{core}.numeric", "_frombuffer"): _from_buffer,
-    }
+NUMPY_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _NDARRAY,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
+}
