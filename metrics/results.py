@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +37,7 @@ class Results:
     facts: dict[str, str]
     tags: dict[str, dict[str, Tag]]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What `--json` writes."""
         values = [asdict(m) for m in self.measurements]
         return {"results": values, "warnings": self.warnings, **self.facts, "detectors": self.tags}
@@ -60,17 +59,15 @@ class Results:
         for (metric, detector), values in blocks.items():
             spread = f"{min(values):.6g} / {np.mean(values):.6g} / {max(values):.6g}"
             lines.append((metric, detector, "", f"{len(values)} blocks", f"{spread} (min / mean / max)"))
-        about = dict(self.facts)
-        for name, tags in self.tags.items():
-            about[name] = ", ".join(f"{key} {value}" for key, value in tags.items() if key != "detector")
+        made = {x: ", ".join(f"{k} {v}" for k, v in tags.items() if k != "detector") for x, tags in self.tags.items()}
         text = [tabulate(lines, tablefmt="plain", disable_numparse=True), ""]
-        return "\n".join(text + [f"{key}: {value}" for key, value in about.items()])
+        return "\n".join(text + [f"{key}: {value}" for key, value in (self.facts | made).items()])
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """The device with its hardware, and versions, as text."""
-    hardware = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     return {"device": f"{device.type} ({hardware})", "versions": versions}
