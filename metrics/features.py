@@ -143,11 +143,8 @@ def save(sets: Mapping[str, FeatureSet], path: str | Path) -> None:
 
 def load(path: str | Path) -> dict[str, FeatureSet]:
     """The feature sets in a file, with the file as their source; raises InputError as `read` does."""
-    content = read(path)
-    return {
-        name: FeatureSet.of(features, {**content.tags[name], "source": str(path)}, content.labels)
-        for name, features in content.features.items()
-    }
+    kept = read(path)
+    return {k: FeatureSet.of(x, {**kept.tags[k], "source": str(path)}, kept.labels) for k, x in kept.features.items()}
 
 
 def extract(

@@ -135,10 +135,9 @@ def measure(
     if sample.shared and distributed.rank() != 0:
         return []
     found: list[Measurement] = []
-    for label, (start, stop) in ranges.items():
-        labels = None if sample.labels is None else sample.labels[start:stop]
-        rows = gathered[start:stop]
-        part = Sample(name, label, moments[label], rows, labels, target, real, other.labels, options, network)
+    for run, (i, j) in ranges.items():
+        labels = None if sample.labels is None else sample.labels[i:j]
+        part = Sample(name, run, moments[run], gathered[i:j], labels, target, real, other.labels, options, network)
         found += [value for kind in kinds for value in kind.measure(part)]
     return found
 
@@ -191,7 +190,7 @@ def _kid(sample: Sample) -> Iterable[Measurement]:
 
 
 def _of_neighbours(*values: str) -> Metric:
-    return Metric(lambda sample: [sample.value(x, sample.neighbours[x]) for x in values], True, True, values=values)
+    return Metric(lambda s: [s.value(x, s.neighbours[x]) for x in values], needs_reference_features=True, values=values)
 
 
 def _inception_score(sample: Sample) -> Iterable[Measurement]:

@@ -50,13 +50,12 @@ class Results:
     def table(self) -> str:
         """Readable lines: values, their spread over blocks, facts, and warnings."""
         lines = [("metric", "detector", "images", "subset", "value")]
-        blocks: dict[tuple[str, str], list[float]] = {}
         for m in self.measurements:
             error = "" if m.error is None else f" ± {m.error:.2g} ({m.error_kind})"
             lines.append((m.metric, m.detector, str(m.num_images), m.subset, f"{m.value:.6g}{error}"))
-            if m.subset.startswith("block "):
-                blocks.setdefault((m.metric, m.detector), []).append(m.value)
-        for (metric, detector), values in blocks.items():
+        blocks = [((m.metric, m.detector), m.value) for m in self.measurements if m.subset.startswith("block ")]
+        for metric, detector in dict(blocks):
+            values = [value for what, value in blocks if what == (metric, detector)]
             spread = f"{min(values):.6g} / {np.mean(values):.6g} / {max(values):.6g}"
             lines.append((metric, detector, "", f"{len(values)} blocks", f"{spread} (min / mean / max)"))
         made = {x: ", ".join(f"{k} {v}" for k, v in tags.items() if k != "detector") for x, tags in self.tags.items()}
