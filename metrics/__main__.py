@@ -3,7 +3,6 @@
 Bad input ends in one line on stderr and exit code 2; existing outputs are replaced only by complete ones.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,14 +10,8 @@ from typing import Any
 
 import click
 
-from metrics import distributed, references
-from metrics import evaluation as api
-from metrics import features as feature_files
-from metrics.features import FeatureSet
+from metrics import Extractor, Options, Results, distributed, evaluation, features, measure, references, registry
 from metrics.files import InputError, cache_root, write_json, write_text
-from metrics.measure import METRICS, Options
-from metrics.registry import load_plugins
-from metrics.results import Results
 
 
 def _split(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
@@ -32,12 +25,10 @@ def _weights(_: click.Context, __: click.Parameter, values: Sequence[str]) -> di
 
 def _writable(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
     """Find out before the work whether its result can be written."""
-    if value is not None:
-        if value.is_dir():
-            raise InputError(f"{value}: is a folder; name a file to write")
-        parent = next(folder for folder in value.absolute().parents if folder.exists())
-        if not parent.is_dir():
-            raise InputError(f"{value}: {parent} is a file, so nothing can be written below it; name another path")
+    if value and value.is_dir():
+        raise InputError(f"{value}: is a folder; name a file to write")
+    if value and not (parent := next(folder for folder in value.absolute().parents if folder.exists())).is_dir():
+        raise InputError(f"{value}: {parent} is a file, so nothing can be written below it; name another path")
     return value
 
 
@@ -62,7 +53,7 @@ SUBSET = [
     Option(["--seed"], type=int, help="Choose them at random; default: the first ones."),
 ]
 METRIC = [
-    Option(["--metrics"], default="fd", callback=_split, help=f"Of: {', '.join(METRICS)}"),
+    Option(["--metrics"], default="fd", callback=_split, help=f"Of: {', '.join(measure.METRICS)}"),
     Option(["--blocks", "num_blocks"], default=1, help="Also measure this many disjoint runs of images."),
     Option(["--error-blocks"], default=0, help="Jackknife blocks for the error of fd; 0 for none."),
     Option(["--kid-subsets"], default=100),
@@ -77,11 +68,10 @@ OUTPUT = [
 FILE = [IMAGES, Option(["--out"], required=True, help="npz file to write.", **WRITABLE), *SUBSET, *EXTRACTION]
 
 
-def _extractor(plugin: Sequence[str], resize: str, cache: Path | None, no_cache: bool, **given: Any) -> api.Extractor:
-    """What the options of EXTRACTION ask for."""
-    load_plugins(plugin)
+def _extractor(plugin: Sequence[str], resize: str, cache: Path | None, no_cache: bool, **given: Any) -> Extractor:
+    registry.load_plugins(plugin)
     kept = None if no_cache else cache or cache_root() / "features"
-    return api.Extractor(cache=kept, settings={"dinov2": {"resize": resize}}, **given)
+    return Extractor(cache=kept, settings={"dinov2": {"resize": resize}}, **given)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True})
@@ -94,7 +84,7 @@ def evaluate(json: Path | None, csv: Path | None, **given: Any) -> None:
     """Measure IMAGES (folders, zip, tar, npz, or a file of `metrics features`) against a reference."""
     what = {name: given.pop(name) for name in ("images", "num", "seed")} | {"reference": given.pop("ref")}
     how = {field.name: given.pop(field.name) for field in fields(Options)}
-    _output(api.evaluate(**what, extractor=_extractor(**given), options=Options(**how)), json, csv)
+    _output(evaluation.evaluate(**what, extractor=_extractor(**given), options=Options(**how)), json, csv)
 
 
 @cli.command(params=[REFERENCE, *EXTRACTION, *OUTPUT])
@@ -103,7 +93,7 @@ def evaluate(json: Path | None, csv: Path | None, **given: Any) -> None:
 @click.option("--blocks", default=10, help="Blocks of seeds for the jackknife.")
 def compare(first: str, second: str, ref: str, blocks: int, json: Path | None, csv: Path | None, **given: Any) -> None:
     """Whether images FIRST (A) or SECOND (B), made from the same seeds in the same order, are nearer to a reference."""
-    _output(api.compare(_extractor(**given), first, second, ref, blocks), json, csv)
+    _output(evaluation.compare(_extractor(**given), first, second, ref, blocks), json, csv)
 
 
 @cli.command(params=FILE)
@@ -115,18 +105,19 @@ def reference(out: Path, **given: Any) -> None:
     distributed.print0(f"{out}: {', '.join(f'{name} of {x.num_images} images' for name, x in stats.items())}")
 
 
-@cli.command(params=FILE)
-def features(out: Path, **given: Any) -> None:
+@cli.command("features", params=FILE)
+def keep(out: Path, **given: Any) -> None:
     """Keep the features of IMAGES, to be given to the other commands in their place."""
     sets = _features(**given)
-    feature_files.save(sets, out)
+    features.save(sets, out)
     distributed.print0(f"{out}: {', '.join(f'{x.num_images} x {x.dim} of {name}' for name, x in sets.items())}")
 
 
-def _features(images: tuple[str, ...], num: int | None, seed: int | None, **given: Any) -> Mapping[str, FeatureSet]:
+def _features(
+    images: tuple[str, ...], num: int | None, seed: int | None, **given: Any
+) -> Mapping[str, features.FeatureSet]:
     extractor = _extractor(**given)
     measured = extractor.read(images, num, seed)
-    measured.check(extractor.names)
     _warn(measured.warnings)
     return {name: measured.features[name] for name in extractor.names}
 
@@ -149,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The entry function; returns the exit code."""
     distributed.init()
     try:
-        cli.main(list(sys.argv[1:] if arguments is None else arguments), prog_name="metrics", standalone_mode=False)
+        cli.main(arguments, prog_name="metrics", standalone_mode=False)
     except (InputError, click.UsageError) as err:
         text = err.format_message() if isinstance(err, click.UsageError) else str(err)
         click.echo(f"metrics: error: {' '.join(text.split())}", err=True)
@@ -161,4 +152,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -2,29 +2,23 @@
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from metrics.files import InputError
 from metrics.machine import machine
-
-# Processes share out shards, so one may wait long for another; torchrun ends a group of which one has died.
-PATIENCE = timedelta(days=1)
 
 
 def init() -> None:
     """Join the process group that torchrun's environment describes: nccl on CUDA, gloo on the CPU."""
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    # Processes share out shards, so one may wait long for another; torchrun ends a group of which one has died.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
 
 
 def rank() -> int:
@@ -55,16 +49,16 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce_sum(array: NDArray[np.float64]) -> NDArray[np.float64]:
+def all_reduce_sum(array: np.ndarray) -> np.ndarray:
     """Sum of every process's float64 array, the same bits everywhere."""
     if not dist.is_initialized():
         return array
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).clone()
+    tensor = torch.tensor(array)
     dist.all_reduce(tensor)
     return tensor.numpy()
 
 
-def print0(*values: Any) -> None:
+def print0(*values: object) -> None:
     """Print in the first process only."""
     if rank() == 0:
         print(*values, flush=True)

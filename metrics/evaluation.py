@@ -6,7 +6,6 @@ evaluator.add(batch)                                                  # uint8 [N
 values = {m.metric: m.value for m in evaluator.result()}
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,11 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metrics import distributed, features, images, references
 from metrics.detectors import Detector, load
-from metrics.features import FeatureSet
 from metrics.files import InputError, sha256_file
 from metrics.frechet import frechet_distance, paired_difference
 from metrics.measure import Options, cautions, check_reference, measure
@@ -58,46 +55,42 @@ class Extractor:
         device = self.device or str(distributed.device())
         return {x: load(x, self.weights.get(x), device, **self.settings.get(x, {})) for x in self.names}
 
-    def read(self, source: Paths, num: int | None = None, seed: int | None = None) -> Reference:
+    def read(
+        self, source: Paths, num: int | None = None, seed: int | None = None, target: Reference | None = None
+    ) -> Reference:
         """Features of an image set (anything `open_images` reads, or a list of such) or of a feature file.
 
-        Takes `num` images, at random when a seed is given, else the first in sorted order.
+        Takes `num` images, at random when a seed is given, else the first in sorted order. A reference `target` that
+        was made otherwise than these detectors work is refused before images are read.
         """
         paths = _listed(source)
         name = ", ".join(paths)
-        if _feature_file(source):
+        if len(paths) == 1 and references.holds_features(Path(name)):
             if num is not None:
                 raise InputError(f"{name}: a subset is chosen when features are extracted, not from a feature file")
-            return Reference(name, sha256_file(name), features=features.load(name))
-        opened = images.open_images(paths[0] if len(paths) == 1 else paths, skip_bad=self.skip_bad)
-        if num is not None:
-            opened = opened.subset(num, seed)
+            return Reference(name, sha256_file(name), features=features.load(name)).check(self.names)
+        if target is not None:
+            for key, detector in self.detectors.items():
+                check_tags({**detector.tags, "source": "the images"}, target.require(key).tags)
+        whole = images.open_images(paths, self.skip_bad)
+        opened = whole if num is None else whole.subset(num, seed)
         found = features.extract(opened, self.detectors, self.cache, self.batch_size, self.num_workers)
         tagged = {key: replace(x, tags={**x.tags, "source": name}) for key, x in found.items()}
         return Reference(name, opened.digest, features=tagged, warnings=opened.warnings)
 
-    def reference(self, source: Paths | Reference) -> Reference:
-        """A reference from a statistics file, a registered name, a feature file, or images; one at hand as it is."""
-        if isinstance(source, Reference):
-            return source
-        paths = _listed(source)
-        return (references.load(paths[0]) if len(paths) == 1 else None) or self.read(source)
+    def reference(self, source: Paths | Reference, options: Options | None = None) -> Reference:
+        """A reference from a statistics file, a registered name, a feature file, or images; one at hand as it is.
 
-    def check_settings(self, source: Paths, reference: Reference) -> None:
-        """Refuse a reference that lacks a detector or was made otherwise than these work, before images are read."""
-        reference.check(self.names)
-        if not _feature_file(source):
-            for name, detector in self.detectors.items():
-                check_tags({**detector.tags, "source": "the images"}, reference.require(name).tags)
+        Raises InputError when it cannot give what the options ask of these detectors.
+        """
+        if not isinstance(source, Reference):
+            paths = _listed(source)
+            source = (references.load(paths[0]) if len(paths) == 1 else None) or self.read(source)
+        return check_reference(source, self.names, options or Options())
 
 
 def _listed(source: Paths) -> list[str]:
     return [str(source)] if isinstance(source, str | Path) else list(source)
-
-
-def _feature_file(source: Paths) -> bool:
-    paths = _listed(source)
-    return len(paths) == 1 and references.holds_features(Path(paths[0]))
 
 
 def evaluate(
@@ -125,18 +118,12 @@ def evaluate(
     Raises InputError when something cannot be read, found or measured.
     """
     extractor, options = extractor or Extractor(tuple(detectors)), options or Options(tuple(metrics))
-    target = extractor.reference(reference)
-    check_reference(target, extractor.names, options)
-    extractor.check_settings(images, target)
-    measured = extractor.read(images, num, seed)
-    measured.check(extractor.names)
-    found: list[Measurement] = []
-    warnings = [*target.warnings, *measured.warnings]
-    for name in extractor.names:
-        sample, network = measured.features[name], extractor.detectors[name] if options.needs_network else None
-        warnings += cautions(name, sample, target)
-        found += measure(name, sample, target, options, network)
-    return _results(extractor, {"images": measured}, target, found, warnings)
+    target = extractor.reference(reference, options)
+    measured = extractor.read(images, num, seed, target)
+    sets = {name: measured.features[name] for name in extractor.names}
+    networks = extractor.detectors if options.needs_network else {}
+    found = [m for name, x in sets.items() for m in measure(name, x, target, options, networks.get(name))]
+    return _results(extractor, {"images": measured}, target, found)
 
 
 def compare(
@@ -151,24 +138,19 @@ def compare(
     if num_blocks < 2:
         raise InputError(f"the jackknife needs at least 2 blocks, found {num_blocks}")
     target = extractor.reference(reference)
-    for source in (first, second):
-        extractor.check_settings(source, target)
-    sides = {"A": extractor.read(first), "B": extractor.read(second)}
+    sides = {"A": extractor.read(first, target=target), "B": extractor.read(second, target=target)}
     found: list[Measurement] = []
-    warnings = [*target.warnings, *(text for side in sides.values() for text in side.warnings)]
     for name in extractor.names:
-        metric = space(name).distance
+        metric, real = space(name).distance, target.require(name)
         for label, side in sides.items():
-            distance = frechet_distance(side.require(name), target.require(name))
-            found.append(Measurement(metric, name, label, side.features[name].num_images, distance))
-            warnings += [f"{label}: {text}" for text in cautions(name, side.features[name], target)]
+            fake = side.require(name)
+            found.append(Measurement(metric, name, label, fake.num_images, frechet_distance(fake, real)))
         a, b = (side.features[name].gather() for side in sides.values())
-        difference = paired_difference(a, b, target.require(name), num_blocks)
-        value, error = difference.value, difference.standard_error
+        value, error = paired_difference(a, b, real, num_blocks)
         chance = float(stdtr(num_blocks - 1, -value / max(error, np.finfo(float).tiny)))
         found.append(Measurement(metric, name, "A - B", len(a), value, error, "jackknife"))
         found.append(Measurement(f"chance of A nearer by {metric}", name, "A - B", len(a), chance))
-    return _results(extractor, sides, target, found, warnings)
+    return _results(extractor, sides, target, found)
 
 
 class Evaluator:
@@ -178,11 +160,10 @@ class Evaluator:
         self, reference: Paths | Reference, extractor: Extractor | None = None, options: Options | None = None
     ) -> None:
         self.extractor, self.options = extractor or Extractor(), options or Options()
-        self.reference = self.extractor.reference(reference)
-        check_reference(self.reference, self.extractor.names, self.options)
+        self.reference = self.extractor.reference(reference, self.options)
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in self.extractor.names}
 
-    def add(self, batch: Tensor) -> None:
+    def add(self, batch: torch.Tensor) -> None:
         """Add uint8 images [N, 3, H, W]."""
         for name, detector in self.extractor.detectors.items():
             self.parts[name].append(detector(batch).cpu().numpy())
@@ -192,26 +173,29 @@ class Evaluator:
         found: list[Measurement] = []
         for name, parts in self.parts.items():
             detector, rank = self.extractor.detectors[name], distributed.rank()
-            counts = np.zeros(distributed.world_size())
-            counts[rank] = sum(len(part) for part in parts)
-            counts = distributed.all_reduce_sum(counts)
-            edges = itertools.accumulate((len(part) for part in parts), initial=int(counts[:rank].sum()))
-            held = {range(*rows): part for rows, part in zip(itertools.pairwise(edges), parts, strict=True)}
-            sample = FeatureSet(int(counts.sum()), detector.dim, held, dict(detector.tags), shared=True)
+            own = [len(part) for part in parts]
+            counts = distributed.all_reduce_sum(sum(own) * np.eye(distributed.world_size())[rank])
+            ends = np.cumsum(own, dtype=int) + int(counts[:rank].sum())
+            held = {range(end - len(part), end): part for end, part in zip(ends.tolist(), parts, strict=True)}
+            sample = features.FeatureSet(int(counts.sum()), detector.dim, held, dict(detector.tags), shared=True)
             found += measure(name, sample, self.reference, self.options, detector)
         return found
 
 
-def _results(
-    extractor: Extractor, sides: dict[str, Reference], target: Reference, found: list[Measurement], warnings: list[str]
-) -> Results:
-    facts: dict[str, str] = {}
-    for label, side in (sides | {"reference": target}).items():
-        facts |= {label: side.source, f"{label}_digest": side.digest}
+def _results(extractor: Extractor, sides: dict[str, Reference], target: Reference, found: list[Measurement]) -> Results:
+    read = sides | {"reference": target}
+    facts = dict(fact for x, side in read.items() for fact in ((x, side.source), (f"{x}_digest", side.digest)))
     facts |= environment(torch.device(extractor.device) if extractor.device else distributed.device())
     own = next((package.version for package in distributions(name="autoguidance-repro")), "source tree")
-    facts["versions"] = f"autoguidance-repro {own}, {facts['versions']}"
-    facts |= {"processes": str(distributed.world_size()), "tf32": "off"}  # every detector sees to the latter
-    features = next(iter(sides.values())).features
-    tags = {name: {k: v for k, v in features[name].tags.items() if k in ESSENTIAL} for name in extractor.names}
-    return Results(found, list(dict.fromkeys(warnings)), facts, tags)
+    facts |= {"versions": f"autoguidance-repro {own}, {facts['versions']}", "processes": str(distributed.world_size())}
+    first, *_ = sides.values()
+    tags = {x: {k: v for k, v in first.features[x].tags.items() if k in ESSENTIAL} for x in extractor.names}
+    notes = [
+        f"{label}: {text}" if len(sides) > 1 else text
+        for name in extractor.names
+        for label, side in sides.items()
+        for text in cautions(name, side.features[name], target)
+    ]
+    warnings = [text for side in (target, *sides.values()) for text in side.warnings] + notes
+    # Every detector sees to it that TF32 is off.
+    return Results(found, list(dict.fromkeys(warnings)), facts | {"tf32": "off"}, tags)

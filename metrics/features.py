@@ -7,7 +7,6 @@ changed images or settings never meet old features. Which images share a batch d
 """
 
 import hashlib
-import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,10 +44,9 @@ def write(path: str | Path, content: FeatureFile) -> None:
     """Write a file of features, atomically."""
     arrays: dict[str, Any] = {"facts": np.array(json.dumps(content.facts, sort_keys=True))}
     for name, features in content.features.items():
-        arrays[f"{name}/features"] = np.asarray(features, np.float32)
-        arrays[f"{name}/tags"] = np.array(json.dumps(dict(content.tags[name])))
-    if content.labels is not None:
-        arrays["labels"] = np.asarray(content.labels, np.int64)
+        tags = np.array(json.dumps(dict(content.tags[name])))
+        arrays |= {f"{name}/features": np.asarray(features, np.float32), f"{name}/tags": tags}
+    arrays |= {} if content.labels is None else {"labels": np.asarray(content.labels, np.int64)}
     write_npz(path, arrays | {"sha256": np.array(_checksum(arrays))})
 
 
@@ -59,16 +57,14 @@ def read(path: str | Path) -> FeatureFile:
     labels, remedy = arrays.get("labels"), "write it again with `metrics features`"
     if not features:
         raise InputError(f"{path}: no entry 'DETECTOR/features', found {sorted(arrays)}; {remedy}")
-    for name, array in features.items():
-        what = f"{path}: '{name}/features'"
-        if array.ndim != 2 or array.dtype != np.float32:
-            raise InputError(f"{what} is {array.dtype} {array.shape}, expected float32 [N, D]; {remedy}")
-        if labels is not None and labels.shape != (len(array),):
-            raise InputError(f"{path}: {labels.shape} labels for {len(array)} images; {remedy}")
-        if not np.isfinite(array).all():
-            raise InputError(f"{what} holds NaN or infinity; extract the features again")
-    errors = (KeyError, ValueError, TypeError)
-    with explained(f"{path}: tags, facts or checksum are missing or unreadable", remedy, errors):
+    for name, x in features.items():
+        if x.ndim != 2 or x.dtype != np.float32:
+            raise InputError(f"{path}: '{name}/features' is {x.dtype} {x.shape}, expected float32 [N, D]; {remedy}")
+        if labels is not None and labels.shape != (len(x),):
+            raise InputError(f"{path}: {labels.shape} labels for {len(x)} images; {remedy}")
+        if not np.isfinite(x).all():
+            raise InputError(f"{path}: '{name}/features' holds NaN or infinity; extract the features again")
+    with explained(f"{path}: tags, facts or checksum are missing or broken", remedy, (KeyError, ValueError, TypeError)):
         stated = str(arrays.pop("sha256"))
         tags = {name: dict(json.loads(str(arrays[f"{name}/tags"]))) for name in features}
         facts = dict(json.loads(str(arrays["facts"])))
@@ -79,9 +75,8 @@ def read(path: str | Path) -> FeatureFile:
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
     total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype.str} {np.atleast_1d(array).shape}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
 
@@ -123,8 +118,7 @@ class FeatureSet:
         for rows in self.parts:
             features[rows.start : rows.stop] = self._read(rows)
         if self.shared and distributed.world_size() > 1:  # a row is zero in all processes but one
-            for start in range(0, self.num_images, CHUNK):
-                chunk = features[start : start + CHUNK]
+            for chunk in np.split(features, range(CHUNK, self.num_images, CHUNK)):
                 chunk[:] = distributed.all_reduce_sum(chunk.astype(np.float64))
         return features
 
@@ -149,11 +143,8 @@ def save(sets: Mapping[str, FeatureSet], path: str | Path) -> None:
 
 def load(path: str | Path) -> dict[str, FeatureSet]:
     """The feature sets in a file, with the file as their source; raises InputError as `read` does."""
-    content = read(path)
-    return {
-        name: FeatureSet.of(features, {**content.tags[name], "source": str(path)}, content.labels)
-        for name, features in content.features.items()
-    }
+    kept = read(path)
+    return {k: FeatureSet.of(x, {**kept.tags[k], "source": str(path)}, kept.labels) for k, x in kept.features.items()}
 
 
 def extract(
@@ -173,25 +164,22 @@ def extract(
         raise InputError("no images to measure; check the path")
     keeper = None if cache else tempfile.TemporaryDirectory(prefix="features-")
     folder = Path(keeper.name) if keeper else cache or Path()
-    chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    mine = chunks[distributed.rank() :: distributed.world_size()]
-    files: dict[str, dict[range, Path]] = {}
-    for name, detector in detectors.items():
-        key = json.dumps({"images": images.digest, "count": count, "tags": dict(detector.tags)}, sort_keys=True)
-        place = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
-        files[name] = {chunk: place / f"chunk-{chunk.start // CHUNK:06d}.npz" for chunk in mine}
-    lacking = {chunk: [name for name in detectors if not files[name][chunk].exists()] for chunk in mine}
-    missing = {chunk: names for chunk, names in lacking.items() if names}
+    mine = [range(count)[i : i + CHUNK] for i in range(0, count, CHUNK)][distributed.rank() :: distributed.world_size()]
+    facts = {"images": images.digest, "count": count}
+    keys = {name: json.dumps(facts | {"tags": dict(x.tags)}, sort_keys=True) for name, x in detectors.items()}
+    places = {name: folder / hashlib.sha256(key.encode()).hexdigest()[:32] for name, key in keys.items()}
+    files = {x: {rows: places[x] / f"chunk-{rows.start // CHUNK:06d}.npz" for rows in mine} for x in detectors}
+    lacking = {chunk: {x: detectors[x] for x in detectors if not files[x][chunk].exists()} for chunk in mine}
+    missing = [chunk for chunk in mine if lacking[chunk]]
     batches = {chunk: [chunk[k : k + batch_size] for k in range(0, len(chunk), batch_size)] for chunk in missing}
     decoded = images.batches([batch for parts in batches.values() for batch in parts], num_workers)
-    hidden = None if distributed.rank() == 0 else True  # None: unless this is a terminal
+    hidden = distributed.rank() > 0 or None  # None: unless this is a terminal
     with tqdm(total=sum(map(len, missing)), unit="img", desc="features", disable=hidden) as bar:
-        for chunk, names in missing.items():
+        for chunk in missing:
             where = f"an image from {images.names[chunk[0]]} to {images.names[chunk[-1]]}"
-            pixels = itertools.islice(decoded, len(batches[chunk]))
-            found = detect(pixels, {name: detectors[name] for name in names}, where, bar)
-            for name in names:
-                write(files[name][chunk], FeatureFile({name: found[name]}, {name: detectors[name].tags}))
+            found = detect((next(decoded) for _ in batches[chunk]), lacking[chunk], where, bar)
+            for name, features in found.items():
+                write(files[name][chunk], FeatureFile({name: features}, {name: detectors[name].tags}))
     tags = {name: {**detector.tags, "source_digest": images.digest} for name, detector in detectors.items()}
     return {
         name: FeatureSet(count, detector.dim, files[name], tags[name], images.labels, shared=True, keeper=keeper)
@@ -209,8 +197,8 @@ def detect(
     """
     parts: dict[str, list[Array]] = {name: [] for name in detectors}
     for pixels in batches:
-        shapes = [image.shape for image in pixels]
-        groups = [[i for i, other in enumerate(shapes) if other == shape] for shape in dict.fromkeys(shapes)]
+        shapes = dict.fromkeys(image.shape for image in pixels)
+        groups = [[i for i, image in enumerate(pixels) if image.shape == shape] for shape in shapes]
         stacks = [torch.from_numpy(np.stack([pixels[i] for i in g])).permute(0, 3, 1, 2) for g in groups]
         for name, detector in detectors.items():
             features = np.empty((len(pixels), detector.dim), np.float32)

@@ -6,7 +6,7 @@ and the nuclear norm |A^T B|_*, which loses no digits to those roots when S1 or 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,27 +20,24 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     check_tags(a.tags, b.tags)
     if a.dim != b.dim:
         raise InputError(f"features have {a.dim} and {b.dim} dimensions; use the same detector for both")
-    traces = np.trace(a.sigma) + np.trace(b.sigma)
-    distance = np.square(a.mu - b.mu).sum() + traces - 2 * _trace_of_root(a, b)
+    distance = np.square(a.mu - b.mu).sum() + (np.trace(a.sigma) + np.trace(b.sigma)) - 2 * _trace_of_root(a, b)
     return max(float(distance), 0.0)
 
 
 def _trace_of_root(a: Statistics, b: Statistics) -> float:
     """tr (S_a^1/2 S_b S_a^1/2)^1/2, to about 1e-9 of tr S_a + tr S_b."""
     if a.num_images > a.dim and b.factor.shape[1] == a.dim:
-        product = b.factor.T @ (torch.from_numpy(a.sigma) @ b.factor)  # [rank, rank], same spectrum as S_a S_b
-        eigenvalues = torch.linalg.eigvalsh(product).clamp_(min=0)
+        # Of a product [rank, rank] with the spectrum of S_a S_b.
+        eigenvalues = torch.linalg.eigvalsh(b.factor.T @ (torch.from_numpy(a.sigma) @ b.factor)).clamp_(min=0)
         roots = eigenvalues.sqrt()
         # An eigenvalue is known to about eps of the largest one, so a small root is known less well.
         noise = 8 * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
-        error = float((noise / (roots + noise**0.5)).sum())
-        if error <= 1e-9 * float(np.trace(a.sigma) + np.trace(b.sigma)):
+        if float((noise / (roots + noise**0.5)).sum()) <= 1e-9 * float(np.trace(a.sigma) + np.trace(b.sigma)):
             return float(roots.sum())
     return float(torch.linalg.svdvals(a.factor.T @ b.factor).sum())
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value and its standard error, in the metric's unit."""
 
     value: float
@@ -63,8 +60,8 @@ def block_moments(features: Features, num_blocks: int) -> list[Moments]:
 
 def frechet_with_error(features: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
     """FD of features [N, D] with its sampling error, by the jackknife over `num_blocks` disjoint blocks."""
-    blocks = block_moments(features, num_blocks)
-    return jackknife(_distance(blocks, reference), [_distance(rest, reference) for rest in _leave_one_out(blocks)])
+    whole, *left_out = [_distance(x, reference) for x in _replicates(block_moments(features, num_blocks))]
+    return jackknife(whole, left_out)
 
 
 def paired_difference(a: Features, b: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
@@ -75,11 +72,8 @@ def paired_difference(a: Features, b: Features, reference: Statistics, num_block
     """
     if len(a) != len(b):
         raise InputError(f"a paired comparison needs the same images on both sides, found {len(a)} and {len(b)}")
-    first, second = block_moments(a, num_blocks), block_moments(b, num_blocks)
-    whole, *left_out = [
-        _distance(p, reference) - _distance(q, reference)
-        for p, q in zip([first, *_leave_one_out(first)], [second, *_leave_one_out(second)], strict=True)
-    ]
+    pairs = zip(_replicates(block_moments(a, num_blocks)), _replicates(block_moments(b, num_blocks)), strict=True)
+    whole, *left_out = [_distance(p, reference) - _distance(q, reference) for p, q in pairs]
     return jackknife(whole, left_out)
 
 
@@ -101,7 +95,7 @@ def fd_infinity(features: Features, reference: Statistics, num_blocks: int = 10,
     left_out = [
         extrapolate(rest + halves[1 - i], [_distance(rest, reference), distances[1 - i]])
         for i in (0, 1)
-        for rest in _leave_one_out(halves[i])
+        for rest in _replicates(halves[i])[1:]
     ]
     return jackknife(extrapolate(halves[0] + halves[1], distances), left_out)
 
@@ -111,20 +105,14 @@ def per_class_distances(
 ) -> dict[int, float]:
     """FD between the images [N, D] and the reference images [M, D] of each class that both sides hold twice or more."""
     x, y = as_tensor(features), as_tensor(reference)
-    distances: dict[int, float] = {}
-    for label in np.intersect1d(labels, reference_labels).tolist():
-        ours, theirs = x[labels == label], y[reference_labels == label]
-        if min(len(ours), len(theirs)) >= 2:
-            distances[label] = frechet_distance(from_features(ours), from_features(theirs))
-    return distances
+    shared = np.intersect1d(labels, reference_labels).tolist()
+    large = [c for c in shared if min((labels == c).sum(), (reference_labels == c).sum()) >= 2]
+    return {c: frechet_distance(from_features(x[labels == c]), from_features(y[reference_labels == c])) for c in large}
 
 
-def _leave_one_out(blocks: Sequence[Moments]) -> list[list[Moments]]:
-    return [[*blocks[:i], *blocks[i + 1 :]] for i in range(len(blocks))]
+def _replicates(blocks: list[Moments]) -> list[list[Moments]]:
+    return [blocks, *(blocks[:i] + blocks[i + 1 :] for i in range(len(blocks)))]  # all, and all but each
 
 
 def _distance(blocks: Sequence[Moments], target: Statistics) -> float:
-    joined = Moments(target.dim, blocks[0].mean.device)
-    for block in blocks:
-        joined.merge(block)
-    return frechet_distance(joined.finalize(), target)
+    return frechet_distance(Moments(target.dim, blocks[0].mean.device).merge(*blocks).finalize(), target)

@@ -24,12 +24,12 @@ def kernel_distance(
         need = f"KID with subsets of {subset_size} images needs as many on both sides, found {len(y)} and {len(x)}"
         raise InputError(f"{need}; choose a smaller subset size of at least 2")
     rng = np.random.RandomState(seed)  # the generator behind the published figures
-    values = np.empty(num_subsets)
-    for i in range(num_subsets):
-        first = x[rng.choice(len(x), subset_size, replace=False)]
-        second = y[rng.choice(len(y), subset_size, replace=False)]
-        values[i] = unbiased_mmd2(first.double(), second.double())
-    return float(values.mean()), float(values.std())
+
+    def drawn(side: Tensor) -> Tensor:
+        return side[rng.choice(len(side), subset_size, replace=False)].double()
+
+    values = [unbiased_mmd2(drawn(x), drawn(y)) for _ in range(num_subsets)]
+    return float(np.mean(values)), float(np.std(values))
 
 
 def unbiased_mmd2(x: Tensor, y: Tensor) -> float:

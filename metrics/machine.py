@@ -7,12 +7,10 @@ import os
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from metrics.errors import InputError, explained, nearest
 
 FILE = Path("machine.yaml")
-PREFIX = "REPRO_"
 #: Variables that still serve where the new ones are not set.
 FORMERLY = {"AUTOGUIDANCE_OFFLINE": "offline", "AUTOGUIDANCE_WEIGHTS": "weights"}
 
@@ -44,16 +42,15 @@ def machine() -> Machine:
     """The settings in force; raises InputError where the file cannot be read, or has an unknown key."""
     names = [field.name for field in fields(Machine)]
     values = dict(_read(str(FILE.resolve()), FILE.stat().st_mtime_ns)) if FILE.is_file() else {}
-    for key in values:
-        if key not in names:
-            raise InputError(f"{FILE}: unknown key {key}{nearest(str(key), names)}")
-    variables = FORMERLY | {PREFIX + name.upper(): name for name in names}
+    if unknown := [key for key in values if key not in names]:
+        raise InputError(f"{FILE}: unknown key {unknown[0]}{nearest(str(unknown[0]), names)}")
+    variables = FORMERLY | {f"REPRO_{name.upper()}": name for name in names}
     values |= {name: os.environ[variable] for variable, name in variables.items() if variable in os.environ}
     return Machine(**{key: "" if value in (None, False) else str(value) for key, value in values.items()})
 
 
 @cache
-def _read(path: str, _: int) -> dict[str, Any]:
+def _read(path: str, _: int) -> dict[str, object]:
     import yaml
 
     with explained(f"{path}: not valid YAML", errors=(OSError, UnicodeDecodeError, yaml.YAMLError)):

@@ -12,15 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metrics import distributed
+from metrics import distributed, frechet, inception_score, kernel, neighbours
 from metrics.detectors import Detector
 from metrics.features import FeatureSet
 from metrics.files import InputError
-from metrics.frechet import fd_infinity, frechet_distance, frechet_with_error, per_class_distances
-from metrics.inception_score import inception_score
-from metrics.kernel import kernel_distance
-from metrics.names import VALUES, Name, qualified
-from metrics.neighbours import neighbour_metrics
+from metrics.names import qualified
 from metrics.references import Reference
 from metrics.registry import Registry
 from metrics.results import Measurement
@@ -106,7 +102,7 @@ class Sample:
         o = self.options
         k = o.k if "precision_recall" in o.metrics else None
         k_density = o.k_density if "density_coverage" in o.metrics else None
-        return neighbour_metrics(self.real, self.features, k, k_density)
+        return neighbours.neighbour_metrics(self.real, self.features, k, k_density)
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,6 @@ class Metric:
     values: tuple[str, ...] = ()
 
 
-METRICS: Registry[Metric] = Registry("metric")
-
-
 def measure(
     name: str, sample: FeatureSet, reference: Reference, options: Options, network: Detector | None = None
 ) -> list[Measurement]:
@@ -132,8 +125,7 @@ def measure(
     kinds, blocks = [METRICS[metric] for metric in options.metrics], options.num_blocks
     edges = [round(i * count / blocks) for i in range(blocks + 1)]
     ranges = {"all": (0, count)}
-    if blocks > 1:
-        ranges |= {f"block {i + 1}/{blocks}": (edges[i], edges[i + 1]) for i in range(blocks)}
+    ranges |= {f"block {i + 1}/{blocks}": (edges[i], edges[i + 1]) for i in range(blocks) if blocks > 1}
     # Collective: every process takes part in sums and gathering, the first one measures.
     moments = {label: sample.statistics(*rows) for label, rows in ranges.items()}
     nothing = np.zeros((0, sample.dim), np.float32)
@@ -143,38 +135,36 @@ def measure(
     if sample.shared and distributed.rank() != 0:
         return []
     found: list[Measurement] = []
-    for label, (start, stop) in ranges.items():
-        labels = None if sample.labels is None else sample.labels[start:stop]
-        features = gathered[start:stop]
-        part = Sample(name, label, moments[label], features, labels, target, real, other.labels, options, network)
+    for run, (i, j) in ranges.items():
+        labels = None if sample.labels is None else sample.labels[i:j]
+        part = Sample(name, run, moments[run], gathered[i:j], labels, target, real, other.labels, options, network)
         found += [value for kind in kinds for value in kind.measure(part)]
     return found
 
 
-def check_reference(reference: Reference, names: Sequence[str], options: Options) -> None:
-    """Raise InputError when the reference cannot give what the options ask of the detectors `names`."""
-    wanted = options.needs_reference_features
-    reference.check(names)
-    for name in names:
-        if wanted and name not in reference.features:
-            lack = f"{reference.source}: holds statistics only, and {', '.join(wanted)} need features"
-            raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
+def check_reference(reference: Reference, names: Sequence[str], options: Options) -> Reference:
+    """The reference; raises InputError when it cannot give what the options ask of the detectors `names`."""
+    wanted, lacking = options.needs_reference_features, set(names) - reference.check(names).features.keys()
+    if wanted and lacking:
+        lack = f"{reference.source}: holds statistics only, and {', '.join(wanted)} need features"
+        raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
     if "inception_score" in options.metrics and list(names) != ["inception"]:
         raise InputError("the Inception score is defined by Inception's logits; choose the detector inception alone")
+    return reference
 
 
 def cautions(name: str, sample: FeatureSet, reference: Reference) -> list[str]:
     """What a reader of the values of detector `name` should know."""
-    found = []
-    count, tags = sample.num_images, reference.require(name).tags
-    if name == "inception" and count != FID_IMAGES:
-        found.append(f"FID of {count} images: published values use {FID_IMAGES}, and FID falls as the number grows")
-    if count <= sample.dim:
-        few = f"{count} images for {sample.dim} features of {name}"
-        found.append(f"{few}: the covariance is singular and the distance mostly bias")
-    if unchecked := [tag for tag in ESSENTIAL if tag not in tags]:
-        found.append(f"{reference.source}: does not say {', '.join(unchecked)} of {name}, so agreement is unchecked")
-    return found
+    count, few = sample.num_images, f"{sample.num_images} images for {sample.dim} features of {name}"
+    unknown = [tag for tag in ESSENTIAL if tag not in reference.require(name).tags]
+    texts = {
+        f"FID of {count} images: published values use {FID_IMAGES}, and FID falls as the number grows": (
+            name == "inception" and count != FID_IMAGES
+        ),
+        f"{few}: the covariance is singular and the distance mostly bias": count <= sample.dim,
+        f"{reference.source}: does not say {', '.join(unknown)} of {name}, so agreement is unchecked": unknown,
+    }
+    return [text for text, applies in texts.items() if applies]
 
 
 def value_names(metrics: Sequence[str], detector: str) -> list[str]:
@@ -183,32 +173,31 @@ def value_names(metrics: Sequence[str], detector: str) -> list[str]:
 
 
 def _fd(sample: Sample) -> Iterable[Measurement]:
-    blocks, error = sample.options.error_blocks, None
-    if blocks:
-        error = frechet_with_error(sample.features, sample.target, blocks).standard_error
-    distance = frechet_distance(sample.statistics, sample.target)
+    blocks, distance = sample.options.error_blocks, frechet.frechet_distance(sample.statistics, sample.target)
+    error = frechet.frechet_with_error(sample.features, sample.target, blocks).standard_error if blocks else None
     yield sample.value(qualified("fd", sample.detector), distance, error, "jackknife")
 
 
 def _fd_infinity(sample: Sample) -> Iterable[Measurement]:
-    found = fd_infinity(sample.features, sample.target)
-    yield sample.value(qualified("fd_infinity", sample.detector), found.value, found.standard_error, "jackknife")
+    estimate = frechet.fd_infinity(sample.features, sample.target)
+    yield sample.value(qualified("fd_infinity", sample.detector), *estimate, "jackknife")
 
 
 def _kid(sample: Sample) -> Iterable[Measurement]:
     count, size = sample.options.kid_subsets, sample.options.kid_subset_size
-    yield sample.value("kid", *kernel_distance(sample.real, sample.features, count, size), "deviation over subsets")
+    kid = kernel.kernel_distance(sample.real, sample.features, count, size)
+    yield sample.value("kid", *kid, "deviation over subsets")
 
 
-def _of_neighbours(*values: str) -> Callable[[Sample], Iterable[Measurement]]:
-    return lambda sample: [sample.value(name, sample.neighbours[name]) for name in values]
+def _of_neighbours(*values: str) -> Metric:
+    return Metric(lambda s: [s.value(x, s.neighbours[x]) for x in values], needs_reference_features=True, values=values)
 
 
 def _inception_score(sample: Sample) -> Iterable[Measurement]:
     classify = getattr(sample.network, "logits", None)
     if classify is None:
         raise InputError("the Inception score asks Inception itself for logits; measure images with that detector")
-    score = inception_score(classify(torch.from_numpy(sample.features)))
+    score = inception_score.inception_score(classify(torch.from_numpy(sample.features)))
     yield sample.value("inception_score", *score, "deviation over splits")
 
 
@@ -218,20 +207,19 @@ def _per_class(sample: Sample) -> Iterable[Measurement]:
     if sample.labels is None or sample.real_labels is None:
         source = (sample.statistics if sample.labels is None else sample.target).tags.get("source", "the features")
         raise InputError(f"{source}: per-class distances need labels; add a dataset.json")
-    distances = per_class_distances(sample.features, sample.labels, sample.real, sample.real_labels)
-    for label, distance in distances.items():
+    sides = sample.features, sample.labels, sample.real, sample.real_labels
+    for label, distance in frechet.per_class_distances(*sides).items():
         count = int((sample.labels == label).sum())
         yield sample.value(qualified("fd", sample.detector), distance, subset=f"class {label}", count=count)
 
 
-METRICS.register("fd", Metric(_fd, needs_features=False, values=("fd",)))
-METRICS.register("fd_infinity", Metric(_fd_infinity, values=("fd_infinity",)))
-METRICS.register("kid", Metric(_kid, needs_reference_features=True, values=("kid",)))
-for _values in (("precision", "recall"), ("density", "coverage")):
-    METRICS.register("_".join(_values), Metric(_of_neighbours(*_values), needs_reference_features=True, values=_values))
-    for _value in _values:
-        VALUES.register(_value, Name(_value, 1))
-METRICS.register("inception_score", Metric(_inception_score, needs_network=True, values=("inception_score",)))
-METRICS.register("per_class", Metric(_per_class, needs_reference_features=True))
-VALUES.register("kid", Name("KID", -1, 5))
-VALUES.register("inception_score", Name("Inception score", 1, 2))
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    fd=Metric(_fd, needs_features=False, values=("fd",)),
+    fd_infinity=Metric(_fd_infinity, values=("fd_infinity",)),
+    kid=Metric(_kid, needs_reference_features=True, values=("kid",)),
+    precision_recall=_of_neighbours("precision", "recall"),
+    density_coverage=_of_neighbours("density", "coverage"),
+    inception_score=Metric(_inception_score, needs_network=True, values=("inception_score",)),
+    per_class=Metric(_per_class, needs_reference_features=True),
+)

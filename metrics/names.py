@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from metrics.files import InputError, nearest
 from metrics.registry import Registry
 
 
@@ -29,6 +28,10 @@ class Name:
         """Label and direction for matplotlib."""
         return (self.tex or self.label) + self.arrow
 
+    def suffixed(self, label: str, tex: str) -> "Name":
+        """The same with something behind the label, and behind that for LaTeX."""
+        return replace(self, label=self.label + label, tex=(self.tex or self.label) + tex)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -40,7 +43,12 @@ class Space:
 
 
 #: Values that are not distances between Gaussians.
-VALUES: Registry[Name] = Registry("measured value")
+VALUES: Registry[Name] = Registry(
+    "measured value",
+    **{value: Name(value, 1) for value in ("precision", "recall", "density", "coverage")},
+    kid=Name("KID", -1, 5),
+    inception_score=Name("Inception score", 1, 2),
+)
 SPACES: Registry[Space] = Registry("feature space")
 
 
@@ -58,15 +66,9 @@ def qualified(value: str, detector: str) -> str:
 
 def named(metric: str) -> Name:
     """Label and direction of a value by its full name; raises InputError with the nearest if there is none."""
-    known = dict(VALUES)
+    known: Registry[Name] = Registry("metric", **VALUES)
     for detector, space in SPACES.items():
-        for value, name in VALUES.items():
-            if name.of_features:
-                label, tex = (f"{text} ({space.label})" for text in (name.label, name.tex or name.label))
-                known[qualified(value, detector)] = replace(name, label=label, tex=tex)
-        name, tex = space.name, space.name.tex or space.name.label
-        known[space.distance] = name
-        known[f"{space.distance}_infinity"] = replace(name, label=f"{name.label}∞", tex=rf"{tex}$_\infty$")
-    if metric not in known:
-        raise InputError(f"metric '{metric}' is unknown{nearest(metric, known)}")
+        where = f" ({space.label})"
+        known |= {qualified(x, detector): name.suffixed(where, where) for x, name in VALUES.items() if name.of_features}
+        known |= {space.distance: space.name, f"{space.distance}_infinity": space.name.suffixed("∞", r"$_\infty$")}
     return known[metric]

@@ -9,7 +9,6 @@ cancel away; what is still within rounding of a decision is decided in float64 f
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from metrics.files import InputError
 from metrics.statistics import Features, comparable
@@ -44,23 +43,21 @@ def neighbour_metrics(real: Features, fake: Features, k: int | None = 3, k_densi
             inside = a.within(b, start, squared, tolerance, real_radii[k_density][rows, None])
             balls += int(inside.sum())
             occupied[rows] = inside.any(dim=1)
-    values: dict[str, float] = {}
-    if k is not None:
-        values |= {"precision": int(precise.sum()) / m, "recall": int(recalled.sum()) / n}
-    if k_density is not None:
-        values |= {"density": balls / (k_density * m), "coverage": int(occupied.sum()) / n}
-    return values
+    manifold = {} if k is None else {"precision": int(precise.sum()) / m, "recall": int(recalled.sum()) / n}
+    if k_density is None:
+        return manifold
+    return manifold | {"density": balls / (k_density * m), "coverage": int(occupied.sum()) / n}
 
 
 class _PointSet:
     """Features with what distances need: centred float32 copies and their squared norms."""
 
-    def __init__(self, raw: Tensor, centre: Tensor) -> None:
+    def __init__(self, raw: torch.Tensor, centre: torch.Tensor) -> None:
         self.raw = raw  # [N, D], as given
         self.centred = (raw - centre).float()  # [N, D]
         self.norms = self.centred.square().sum(dim=1)  # [N]
 
-    def squared_distances(self, other: "_PointSet") -> Iterator[tuple[int, Tensor, Tensor]]:
+    def squared_distances(self, other: "_PointSet") -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """(first row, squared distances [chunk, M], their error [chunk, 1]) over chunks of this set's rows."""
         # Rounding of a sum of D float32 terms grows like sqrt(D); 4 standard deviations of it.
         relative = 4 * self.raw.shape[1] ** 0.5 * torch.finfo(torch.float32).eps
@@ -69,36 +66,33 @@ class _PointSet:
             rows, norms = self.centred[start : start + CHUNK], self.norms[start : start + CHUNK, None]
             yield start, torch.addmm(norms + other.norms, rows, other.centred.T, alpha=-2), relative * (norms + largest)
 
-    def exact(self, rows: Tensor, other: "_PointSet", columns: Tensor) -> Tensor:
+    def exact(self, rows: torch.Tensor, other: "_PointSet", columns: torch.Tensor) -> torch.Tensor:
         """Squared distances [P] in float64 of the pairs (rows[p], columns[p])."""
-        parts = [
-            (self.raw[i].double() - other.raw[j].double()).square().sum(dim=-1)
-            for i, j in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
-        ]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=self.raw.device)
+        pairs = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
+        return torch.cat([(self.raw[i].double() - other.raw[j].double()).square().sum(dim=-1) for i, j in pairs])
 
-    def radii(self, ks: Sequence[int]) -> Tensor:
+    def radii(self, ks: Sequence[int]) -> torch.Tensor:
         """Squared distances [len(ks), N], float64, to the k-th nearest other point of this set, for each k."""
-        count, largest = len(self.raw), max(ks)
-        if not 1 <= min(ks) <= largest < count:
-            need = f"k = {largest} nearest neighbours need more than {largest} images"
-            raise InputError(f"{need}, found {count}; give more images")
+        count, most = len(self.raw), max(ks)
+        if not 1 <= min(ks) <= most < count:
+            raise InputError(f"k = {most} nearest neighbours need more than {most} images, found {count}; give more")
         radii = torch.empty(len(ks), count, dtype=torch.float64, device=self.raw.device)
         for start, squared, tolerance in self.squared_distances(self):
-            chunk = torch.arange(len(squared), device=squared.device)
-            squared[chunk, chunk + start] = torch.inf
+            squared.diagonal(start).fill_(torch.inf)
             # Whatever may truly be among the k nearest, as (row, column) pairs sorted by row.
-            limit = squared.topk(largest, largest=False).values[:, -1:] + 2 * tolerance
+            limit = squared.topk(most, largest=False).values[:, -1:] + 2 * tolerance
             rows, columns = (squared <= limit).nonzero(as_tuple=True)
-            counts = torch.bincount(rows, minlength=len(chunk))
+            counts = torch.bincount(rows, minlength=len(squared))
             position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-            table = torch.full((len(chunk), int(counts.max())), torch.inf, dtype=torch.float64, device=rows.device)
+            table = torch.full((len(squared), int(counts.max())), torch.inf, dtype=torch.float64, device=rows.device)
             table[rows, position] = self.exact(rows + start, self, columns)
-            nearest = table.topk(largest, largest=False).values  # [chunk, largest k], ascending
-            radii[:, start : start + len(chunk)] = nearest[:, [k - 1 for k in ks]].T
+            nearest = table.topk(most, largest=False).values  # [chunk, largest k], ascending
+            radii[:, start : start + len(squared)] = nearest[:, [k - 1 for k in ks]].T
         return radii
 
-    def within(self, other: "_PointSet", start: int, squared: Tensor, tolerance: Tensor, radii: Tensor) -> Tensor:
+    def within(
+        self, other: "_PointSet", start: int, squared: torch.Tensor, tolerance: torch.Tensor, radii: torch.Tensor
+    ) -> torch.Tensor:
         """Which pairs of a distance block [chunk, M] are no farther apart than `radii` ([chunk, 1] or [1, M])."""
         inside = squared <= (radii - tolerance).float()
         rows, columns = ((squared <= (radii + tolerance).float()) & ~inside).nonzero(as_tuple=True)

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 _condition = threading.Condition()
 _holders: list[bool] = []  # the setting of every context that is open, in any thread: all the same
-_before: tuple[str, bool] = ("highest", False)
+_before = ExitStack()  # brings back what was set before
 
 
 @contextmanager
@@ -18,11 +18,11 @@ def tf32(allowed: bool) -> Iterator[None]:
     The switches are the process's: threads that want the same setting share it, one that wants the other waits, so
     contexts of different settings are not to be nested.
     """
-    global _before
     with _condition:
         _condition.wait_for(lambda: all(held == allowed for held in _holders))
         if not _holders:
-            _before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            _before.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            _before.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
             torch.set_float32_matmul_precision("highest")
             torch.backends.cudnn.allow_tf32 = allowed
         _holders.append(allowed)
@@ -32,8 +32,7 @@ def tf32(allowed: bool) -> Iterator[None]:
         with _condition:
             _holders.pop()
             if not _holders:
-                torch.set_float32_matmul_precision(_before[0])
-                torch.backends.cudnn.allow_tf32 = _before[1]
+                _before.close()
                 _condition.notify_all()
 
 

@@ -9,15 +9,16 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
-from metrics import features, files, statistics
+from metrics import features, files
 from metrics.detectors.inception import InceptionV3
 from metrics.features import FeatureSet
 from metrics.files import PUBLISHED, Downloads, InputError, Source, explained, sha256_file
 from metrics.files.reading import NUMPY_GLOBALS, load_pickle
-from metrics.statistics import Statistics
+from metrics.statistics import Statistics, from_arrays, to_arrays
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}
 #: Public reference files by name; the digest is recorded at the first download and enforced from then on.
@@ -37,45 +38,42 @@ class Reference:
     features: Mapping[str, FeatureSet] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
-    def check(self, detectors: Iterable[str]) -> None:
-        """Raise InputError when one of the detectors is missing."""
+    def check(self, detectors: Iterable[str]) -> Self:
+        """Itself; raises InputError when one of the detectors is missing."""
         known = sorted({*self.statistics, *self.features})
-        for name in detectors:
-            if name not in known:
-                found = f"{self.source}: has no statistics of detector '{name}', only of {known}"
-                raise InputError(f"{found}; choose one of those or make it again with `metrics reference`")
+        if missing := [name for name in detectors if name not in known]:
+            found = f"{self.source}: has no statistics of detector '{missing[0]}', only of {known}"
+            raise InputError(f"{found}; choose one of those or make it again with `metrics reference`")
+        return self
 
     def require(self, detector: str) -> Statistics:
         """The statistics of one detector, of shared features in all processes; raises InputError as `check` does."""
-        self.check([detector])
         if detector not in self.statistics:
-            self.statistics[detector] = self.features[detector].statistics()
+            self.statistics[detector] = self.check([detector]).features[detector].statistics()
         return self.statistics[detector]
 
 
 def load(source: str | Path) -> Reference | None:
     """Read a reference file or registry name; None for images. Raises InputError when it is missing or broken."""
-    path = Path(source)
+    path, name = Path(source), str(source)
     if not path.exists():
-        name = str(source)
         if name not in REGISTRY:
-            raise InputError(f"{source}: no such file, folder or registered reference ({', '.join(REGISTRY)})")
+            raise InputError(f"{name}: no such file, folder or registered reference ({', '.join(REGISTRY)})")
         folder, remedy = files.cache_root() / "references", f"give a path instead of {name}"
         published = Source(f"{name}.pkl", folder / f"{name}.pkl", urls=[REGISTRY[name]], remedy=remedy)
         (path,) = files.fetch([published], Downloads.cached(folder))
     if path.suffix == ".pkl":
-        return Reference(str(source), sha256_file(path), _read_edm2(path))
+        return Reference(name, sha256_file(path), _read_edm2(path))
     if holds_features(path):
-        return Reference(str(source), sha256_file(path), features=features.load(path))
+        return Reference(name, sha256_file(path), features=features.load(path))
     if any(key.rpartition("/")[2] in ("mu", "sigma") for key in _npz_keys(path)):
-        return Reference(str(source), sha256_file(path), _read_npz(path))
+        return Reference(name, sha256_file(path), _read_npz(path))
     return None
 
 
 def save(stats: Mapping[str, Statistics], path: str | Path) -> None:
     """Write a reference file with the statistics of each detector, atomically."""
-    named = ((f"{name}/", value) for name, value in stats.items())
-    files.write_npz(path, {key: x for prefix, value in named for key, x in statistics.to_arrays(value, prefix).items()})
+    files.write_npz(path, {key: x for name, value in stats.items() for key, x in to_arrays(value, f"{name}/").items()})
 
 
 def holds_features(path: Path) -> bool:
@@ -92,38 +90,31 @@ def _npz_keys(path: Path) -> list[str]:
 
 def _read_npz(path: Path) -> dict[str, Statistics]:
     arrays = files.load_npz(path)
-    prefixes = sorted(key.removesuffix("mu") for key in arrays if key.endswith("/mu"))
-    if prefixes:
-        return {prefix.removesuffix("/"): statistics.from_arrays(arrays, path, prefix) for prefix in prefixes}
-    if "tags" in arrays:
-        stats = statistics.from_arrays(arrays, path)
-        return {str(stats.tags.get("detector", "inception")): stats}
-    stats = _foreign(arrays, path, "inception", len(arrays["arr_0"]) if "arr_0" in arrays else 0)
-    if stats.dim != InceptionV3.dim:
+    if prefixes := sorted(key.removesuffix("mu") for key in arrays if key.endswith("/mu")):
+        return {prefix.removesuffix("/"): from_arrays(arrays, path, prefix) for prefix in prefixes}
+    count = len(arrays["arr_0"]) if "arr_0" in arrays else 0
+    stats = from_arrays(arrays, path) if "tags" in arrays else _foreign(arrays, path, "inception", count)
+    if "tags" not in arrays and stats.dim != InceptionV3.dim:
         found = f"{path}: mu has shape {stats.mu.shape}, expected ({InceptionV3.dim},) of Inception"
         raise InputError(f"{found}; make a tagged reference of another detector with `metrics reference`")
-    return {"inception": stats}
+    return {str(stats.tags.get("detector", "inception")): stats}
 
 
 def _read_edm2(path: Path) -> dict[str, Statistics]:
     content = load_pickle(path, NUMPY_GLOBALS)
     known = content if isinstance(content, dict) else {}
-    found = {key: known[key] for key in EDM2_DETECTORS if isinstance(known.get(key), dict)}
+    found = {key: name for key, name in EDM2_DETECTORS.items() if isinstance(known.get(key), dict)}
     if not found:
         raise InputError(f"{path}: expected a dict with 'fid' or 'fd_dinov2', as published with EDM2")
     with explained(f"{path}: 'num_images' is not a number", "download the file again", (TypeError, ValueError)):
         count = int(known.get("num_images", 0))
-    named = {key: EDM2_DETECTORS[key] for key in found}
-    return {detector: _foreign(found[key], f"{path}: {key}", detector, count) for key, detector in named.items()}
+    return {name: _foreign(known[key], f"{path}: {key}", name, count) for key, name in found.items()}
 
 
-def _foreign(content: Mapping[str, object], where: str | Path, detector: str, count: int) -> Statistics:
+def _foreign(content: Mapping[str, Any], where: str | Path, detector: str, count: int) -> Statistics:
     """Statistics of a format without tags; `count` is 0 where the format does not say."""
-    arrays = []
     for key in ("mu", "sigma"):
-        array = content.get(key)
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        if not isinstance(content.get(key), np.ndarray) or content[key].dtype.kind != "f":
             raise InputError(f"{where}: '{key}' is missing or no array of floats; download or make the file again")
-        arrays.append(np.array(array, dtype=np.float64, order="C"))
-    mu, sigma = arrays
+    mu, sigma = (np.array(content[key], dtype=np.float64, order="C") for key in ("mu", "sigma"))
     return Statistics(count, mu, sigma, {"detector": detector, "source": str(where)})

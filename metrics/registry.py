@@ -13,8 +13,8 @@ Entry = TypeVar("Entry")
 class Registry(dict[str, Entry]):
     """Names -> entries of one kind, called `what` in messages, in the order in which they were registered."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__()
+    def __init__(self, what: str, **entries: Entry) -> None:
+        super().__init__(entries)
         self.what = what
 
     def register(self, name: str, entry: Entry) -> Entry:

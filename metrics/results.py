@@ -3,7 +3,6 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +37,7 @@ class Results:
     facts: dict[str, str]
     tags: dict[str, dict[str, Tag]]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What `--json` writes."""
         values = [asdict(m) for m in self.measurements]
         return {"results": values, "warnings": self.warnings, **self.facts, "detectors": self.tags}
@@ -51,26 +50,23 @@ class Results:
     def table(self) -> str:
         """Readable lines: values, their spread over blocks, facts, and warnings."""
         lines = [("metric", "detector", "images", "subset", "value")]
-        blocks: dict[tuple[str, str], list[float]] = {}
         for m in self.measurements:
             error = "" if m.error is None else f" ± {m.error:.2g} ({m.error_kind})"
             lines.append((m.metric, m.detector, str(m.num_images), m.subset, f"{m.value:.6g}{error}"))
-            if m.subset.startswith("block "):
-                blocks.setdefault((m.metric, m.detector), []).append(m.value)
-        for (metric, detector), values in blocks.items():
+        blocks = [((m.metric, m.detector), m.value) for m in self.measurements if m.subset.startswith("block ")]
+        for metric, detector in dict(blocks):
+            values = [value for what, value in blocks if what == (metric, detector)]
             spread = f"{min(values):.6g} / {np.mean(values):.6g} / {max(values):.6g}"
             lines.append((metric, detector, "", f"{len(values)} blocks", f"{spread} (min / mean / max)"))
-        about = dict(self.facts)
-        for name, tags in self.tags.items():
-            about[name] = ", ".join(f"{key} {value}" for key, value in tags.items() if key != "detector")
+        made = {x: ", ".join(f"{k} {v}" for k, v in tags.items() if k != "detector") for x, tags in self.tags.items()}
         text = [tabulate(lines, tablefmt="plain", disable_numparse=True), ""]
-        return "\n".join(text + [f"{key}: {value}" for key, value in about.items()])
+        return "\n".join(text + [f"{key}: {value}" for key, value in (self.facts | made).items()])
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """The device with its hardware, and versions, as text."""
-    hardware = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+    hardware = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     return {"device": f"{device.type} ({hardware})", "versions": versions}

@@ -5,7 +5,6 @@ features were made; statistics whose tags disagree are never compared.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +13,12 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metrics import distributed
 from metrics.files import InputError, explained, load_npz, write_npz
 
 Tag = str | int | float
-Features = np.ndarray | Tensor
+Features = np.ndarray | torch.Tensor
 
 # Tags that say where features came from rather than how they were computed: these may differ.
 PROVENANCE = frozenset({"num_images", "source", "source_digest", "device", "versions"})
@@ -54,7 +52,7 @@ class Statistics:
         return len(self.mu)
 
     @cached_property
-    def factor(self) -> Tensor:
+    def factor(self) -> torch.Tensor:
         """A factor A [D, rank] with A A^T = sigma: Cholesky, with complete pivoting where sigma is singular.
 
         Directions below D * eps of the largest variance are rounding noise of a singular sigma and dropped.
@@ -66,9 +64,7 @@ class Statistics:
         from scipy.linalg import lapack  # slow to import, and seldom needed
 
         packed, pivots, rank, _ = lapack.dpstrf(self.sigma, lower=1)
-        columns = torch.from_numpy(np.ascontiguousarray(packed[:, :rank])).tril_()
-        factor = torch.empty_like(columns)
-        factor[torch.from_numpy(pivots - 1).long()] = columns
+        factor = torch.from_numpy(np.ascontiguousarray(packed[:, :rank])).tril_()[torch.from_numpy(np.argsort(pivots))]
         trace = float(np.trace(self.sigma))
         if abs(float(factor.square().sum()) - trace) > 1e-6 * abs(trace):
             raise InputError("sigma has negative eigenvalues, so it is no covariance; compute the statistics again")
@@ -96,18 +92,19 @@ class Moments:
             self._add(len(x), mean, x - mean)
         return self
 
-    def merge(self, other: Self) -> Self:
-        """Add everything that `other` has seen."""
-        if other.count:
-            self.scatter += other.scatter
-            self._add(other.count, other.mean, torch.zeros_like(other.mean)[None])
+    def merge(self, *others: Self) -> Self:
+        """Add everything that others have seen, in order."""
+        for other in others:
+            if other.count:
+                self.scatter += other.scatter
+                self._add(other.count, other.mean, torch.zeros_like(other.mean)[None])
         return self
 
-    def _add(self, count: int, mean: Tensor, centred: Tensor) -> None:
+    def _add(self, count: int, mean: torch.Tensor, centred: torch.Tensor) -> None:
         """Move to the joint mean: one matrix product holds the batch's scatter and the shift between means."""
         total = self.count + count
         delta = mean - self.mean
-        rows = torch.cat([centred, math.sqrt(self.count * count / total) * delta[None]])  # [N + 1, D]
+        rows = torch.cat([centred, delta[None] * np.sqrt(self.count * count / total)])  # [N + 1, D]
         self.scatter.addmm_(rows.T, rows)
         self.mean += delta * (count / total)
         self.count = total
@@ -117,8 +114,7 @@ class Moments:
         world, dim, device = distributed.world_size(), len(self.mean), self.mean.device
         if world == 1:
             return self
-        rows = np.zeros((world, dim + 1))
-        rows[distributed.rank()] = [self.count, *self.mean.tolist()]
+        rows = np.outer(np.arange(world) == distributed.rank(), [self.count, *self.mean.tolist()])
         packed = distributed.all_reduce_sum(np.concatenate([rows.ravel(), self.scatter.cpu().numpy().ravel()]))
         self.count, self.mean = 0, torch.zeros_like(self.mean)
         self.scatter = torch.from_numpy(packed[rows.size :].reshape(dim, dim)).to(device)
@@ -135,27 +131,25 @@ class Moments:
         return Statistics(self.count, self.mean.cpu().numpy().copy(), sigma.cpu().numpy(), dict(tags or {}))
 
 
-def as_tensor(features: Features) -> Tensor:
+def as_tensor(features: Features) -> torch.Tensor:
     """Features as a tensor, without a copy unless they are read-only (a memory-mapped file)."""
     if isinstance(features, np.ndarray) and not features.flags.writeable:
         features = features.copy()
     return torch.as_tensor(features)
 
 
-def check_finite(features: Tensor) -> None:
+def check_finite(*features: torch.Tensor) -> None:
     """Raise InputError on NaN and infinity."""
-    if not bool(torch.isfinite(features).all()):
+    if not all(bool(torch.isfinite(x).all()) for x in features):
         raise InputError("features hold NaN or infinity; look for broken images or weights")
 
 
-def comparable(real: Features, fake: Features) -> tuple[Tensor, Tensor]:
+def comparable(real: Features, fake: Features) -> tuple[torch.Tensor, torch.Tensor]:
     """Both as tensors [N, D] and [M, D]; raises InputError on other shapes, NaN and infinity."""
     x, y = as_tensor(real), as_tensor(fake)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise InputError(f"features are {shapes}, expected [N, D] and [M, D]; use the same detector for both")
-    check_finite(x)
-    check_finite(y)
+        raise InputError(f"features are {[*x.shape]} and {[*y.shape]}, not [N, D] and [M, D]; use the same detector")
+    check_finite(x, y)
     return x, y
 
 
@@ -168,9 +162,8 @@ def check_tags(a: Mapping[str, Tag], b: Mapping[str, Tag]) -> None:
     """Raise InputError where features were made differently: a tag that both sides have has different values."""
     for tag in sorted(set(a) & set(b) - PROVENANCE):
         if a[tag] != b[tag]:
-            first, second = a.get("source", "the first"), b.get("source", "the second")
-            found = f"{a[tag]!r} in {first} against {b[tag]!r} in {second}"
-            raise InputError(f"tag '{tag}' differs: {found}; make both with the same detector settings")
+            first, second = (f"{x[tag]!r} in {x.get('source', it)}" for x, it in ((a, "the first"), (b, "the second")))
+            raise InputError(f"tag '{tag}' differs: {first} against {second}; make both with the same settings")
 
 
 def save(stats: Statistics, path: str | Path) -> None:
@@ -193,8 +186,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray], path: str | Path, prefix: str 
     """Statistics from the named arrays of the file format; `path` serves the messages and the `source` tag."""
     remedy = "write it with `metrics reference`"
     keys = [prefix + key for key in ("mu", "sigma", "num_images", "tags")]
-    missing = [key for key in keys if key not in arrays]
-    if missing:
+    if missing := [key for key in keys if key not in arrays]:
         raise InputError(f"{path}: no entry '{missing[0]}', found {sorted(arrays)}; {remedy}")
     mu, sigma, count, tags = (arrays[key] for key in keys)
     with explained(f"{path}: '{keys[3]}' or '{keys[2]}' is not readable", remedy, (ValueError, TypeError)):
