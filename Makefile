@@ -1,5 +1,6 @@
 # make repro   set up .venv, run the default study, print its tables
-# make test    the same set-up, then pytest
+# make test    the same set-up, then the tests, side by side on the cores there are; PYTEST_ARGS goes to pytest
+# make test-slow   the tests that take longest: kills, resumption, whole studies
 # make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where all wheels come from, for example
@@ -9,9 +10,11 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 STAMP  := $(VENV)/.installed
+# A file's tests share what is dear to make, so they stay together; tests/conftest.py lets the longest files begin.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test rehearsal lint bench install
+.PHONY: repro test test-slow rehearsal lint bench install
 .NOTPARALLEL:
 
 repro: install
@@ -19,7 +22,10 @@ repro: install
 	$(RUN) python -m repro summary
 
 test: install
-	$(RUN) python -m pytest $(PYTEST_ARGS)
+	$(RUN) python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
+
+test-slow: install
+	$(RUN) python -m pytest -m slow $(PYTEST_ARGS)
 
 rehearsal: install
 	$(RUN) python -m tests.rehearsal

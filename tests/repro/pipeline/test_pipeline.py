@@ -239,6 +239,32 @@ def test_other_numerics_are_made_again(undisturbed: Project, tmp_path: Path) -> 
     assert changed == {"evaluate@mini-unguided", "evaluate@mini-autoguidance", "sweep@mini-sweep"}
 
 
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("  num_steps: 4\n->  num_step: 4\n", "unknown key sampler.num_step; did you mean 'num_steps'"),
+        ("method: autoguidance\n->method: autoguidance\n    rule: linaer\n", "guidance rule 'linaer' is unknown"),
+        ("study: mini\n->study: mini\nstudy: other\n", "duplicate"),
+        ("study: mini\n->study: ..\n", ""),
+    ],
+)
+def test_a_malformed_study_runs_no_stage(undisturbed: Project, mistake: str, message: str) -> None:
+    """DVC or the first stage that it starts says what is wrong, and what is there stays."""
+    params = undisturbed.folder / "params.yaml"
+    sound, (before, after) = params.read_text(), mistake.split("->")
+    assert before in sound
+    images = undisturbed.digests("mini/samples/*/*.zip")
+    params.write_text(sound.replace(before, after, 1))
+    process = undisturbed.start("repro")
+    said, _ = process.communicate(timeout=120)
+    params.write_text(sound)
+    assert process.returncode != 0
+    assert message in said
+    assert len(stages_run(said)) <= 1
+    assert undisturbed.digests("mini/samples/*/*.zip") == images
+    assert stages_run(undisturbed.dvc("repro")) == set()
+
+
 def test_another_study_and_back_runs_nothing(undisturbed: Project) -> None:
     emptied = ("train", "reconstruct", "generate", "sweeps")
     other = miniature() | {"study": "other"} | {section: {} for section in emptied}
@@ -249,6 +275,7 @@ def test_another_study_and_back_runs_nothing(undisturbed: Project) -> None:
     assert stages_run(undisturbed.dvc("repro")) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["dvc alone", "the whole group"])
 def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Path, target: str) -> None:
     project = Project(tmp_path / "killed")
