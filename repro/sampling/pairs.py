@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from metrics.detectors import weights
 from metrics.files import InputError, explained, sha256_file
@@ -24,13 +22,6 @@ from repro.sampling.configuration import Configuration
 from repro.strict import facts
 
 SUFFIXES = (".safetensors", ".pkl")
-
-
-class Loaded(NamedTuple):
-    """A denoiser, ready on its device, and the sha256 of what it is."""
-
-    network: Denoiser
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -51,9 +42,8 @@ class Pair:
         Networks count as what they are, not by name, and fields at their defaults do not count.
         """
         guided = replace(self.configuration.guided, main=self.main_sha256, guide=self.guide_sha256)
-        decides: dict[str, Any] = facts(replace(self.configuration, guided=guided))
-        decides |= {"device": self.device.type} | numerics("sampling")
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        decides = facts(replace(self.configuration, guided=guided)) | {"device": self.device.type}
+        return hashlib.sha256(json.dumps(decides | numerics("sampling"), sort_keys=True).encode()).hexdigest()
 
     def at(self, guidance: float) -> "Pair":
         """The same loaded networks at another weight; 1 needs no guide, and any other one."""
@@ -75,7 +65,7 @@ def load_pair(
     c = replace(configuration, guided=configuration.guided.active)
     g = c.guided
 
-    def load(source: str) -> Loaded:
+    def load(source: str) -> tuple[Denoiser, str]:
         if Path(source).suffix not in SUFFIXES and ":" in source:
             return load_code(source, device, (files or {}).get(source, ()))
         snapshot = snapshots.load(source)
@@ -83,25 +73,25 @@ def load_pair(
         network.encoder = snapshot.encoder
         if c.solver.compile:
             network.compile()
-        return Loaded(network, sha256_file(source))
+        return network, sha256_file(source)
 
-    main = load(g.main)
-    if hasattr(main.network.encoder, "tf32"):
-        main.network.encoder.tf32 = c.solver.vae_tf32
-    pair = Pair(c, degrade(main.network, g.main_degradations, MAIN), None, main.sha256, None, device)
+    main, main_sha256 = load(g.main)
+    if hasattr(main.encoder, "tf32"):
+        main.encoder.tf32 = c.solver.vae_tf32
+    pair = Pair(c, degrade(main, g.main_degradations, MAIN), None, main_sha256, None, device)
     if g.guide is None:
         return pair
-    guide = load(g.guide)
-    check_pair(main.network, guide.network, g.main, g.guide)
-    if guide.sha256 == main.sha256 and g.main_degradations == g.guide_degradations:
+    guide, guide_sha256 = load(g.guide)
+    check_pair(main, guide, g.main, g.guide)
+    if guide_sha256 == main_sha256 and g.main_degradations == g.guide_degradations:
         raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
-    return replace(pair, guide=degrade(guide.network, g.guide_degradations, GUIDE), guide_sha256=guide.sha256)
+    return replace(pair, guide=degrade(guide, g.guide_degradations, GUIDE), guide_sha256=guide_sha256)
 
 
-def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> Loaded:
-    """The user's own model: what `function` of `module:function` returns, in evaluation mode on `device`.
+def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:
+    """The user's own model, what `function` of `module:function` returns, in evaluation mode on `device`; its sha256.
 
-    Its digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
+    The digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
     never of its name. Raises InputError where it cannot be imported, is no Denoiser, or has nothing to tell it by.
     """
     module, _, function = source.partition(":")
@@ -109,9 +99,7 @@ def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> L
         model = getattr(importlib.import_module(module), function)()
     if not isinstance(model, Denoiser):
         raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
-    tensors: dict[str, Tensor] = {}
-    if isinstance(model, torch.nn.Module):
-        tensors = model.eval().requires_grad_(False).to(device).state_dict()
+    tensors = model.eval().requires_grad_(False).to(device).state_dict() if isinstance(model, torch.nn.Module) else {}
     listed = [*files, *getattr(model, "files", ())]
     if not tensors and not listed:
         raise InputError(
@@ -119,7 +107,7 @@ def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> L
             "would go unnoticed; make it a torch.nn.Module or give it `files`"
         )
     content = [weights.digest(tensors), *(sha256 for path in listed for sha256 in _contents(Path(path)))]
-    return Loaded(model, hashlib.sha256("\n".join(content).encode()).hexdigest())
+    return model, hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def _contents(path: Path) -> list[str]:

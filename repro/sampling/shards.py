@@ -4,6 +4,7 @@ A shard holds what was made of a run of seeds, with a manifest of how: images as
 features (`repro.sampling.features`). One that stands is verified instead of made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -49,13 +50,6 @@ class Manifest:
     labels: list[int] = field(default_factory=list)
     #: Of the PNGs in seed order.
     images_sha256: str = ""
-
-    @classmethod
-    def of(cls, pair: Pair, seeds: list[int], labels: list[int]) -> "Manifest":
-        """The manifest of what is made from `pair` here."""
-        versions = {"torch": torch.__version__, "numpy": np.__version__}
-        sources = (pair.main_sha256, pair.guide_sha256, pair.device.type, versions)
-        return cls(pair.digest, pair.configuration, *sources, seeds, labels)
 
     @classmethod
     def read(cls, facts: Any, path: Path) -> "Manifest":
@@ -110,7 +104,10 @@ class Form(Protocol):
             parts.append(pool.submit(self.encode, images))
             labels += classes
             bar.update(len(members))
-        self.keep(path, Manifest.of(pair, seeds, labels), [part.result() for part in parts])
+        versions = {"torch": torch.__version__, "numpy": np.__version__}
+        sources = (pair.main_sha256, pair.guide_sha256, pair.device.type, versions)
+        manifest = Manifest(pair.digest, pair.configuration, *sources, seeds, labels)
+        self.keep(path, manifest, [part.result() for part in parts])
 
 
 class ImageShards(Form):
@@ -119,19 +116,15 @@ class ImageShards(Form):
     suffix = ".zip"
 
     def manifest(self, path: Path) -> Manifest | None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                found = json.loads(archive.read(MANIFEST))
-        except TORN:
-            return None
-        return Manifest.read(found, path)
+        found = None
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(MANIFEST))
+        return None if found is None else Manifest.read(found, path)
 
     def is_sound(self, path: Path, manifest: Manifest) -> bool:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds)
-        except TORN:
-            return False
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
+            return manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds)
+        return False
 
     def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
         return [encode_png(image) for image in images]
@@ -200,7 +193,7 @@ def generate(
         images = total * distributed.world_size()
         room = tqdm.format_sizeof(images * form.bytes_per_image(pair), "B")
         distributed.print0(f"{description}: {images:,} images to sample, about {room} on disk")
-    hidden = None if distributed.rank() == 0 else True
+    hidden = distributed.rank() > 0 or None
     with tqdm(total=total, unit="img", desc=description, disable=hidden) as bar, ThreadPoolExecutor(2) as pool:
         for members, path in missing:
             form.write(pair, members, path, pool, bar)
