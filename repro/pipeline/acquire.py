@@ -49,31 +49,28 @@ def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
 def networks(study: Study, item: Networks, folder: Path, settings: Downloads) -> list[Path]:
     """The published networks of `item` in `folder` as .safetensors with the stems of the published names, and the VAE.
 
-    Networks that another study has are linked instead of fetched again; those that the study no longer names
-    are removed.
-
-    Raises:
-        InputError: see `fetch_networks`.
+    Networks that another study has are linked instead of fetched again; those that the study no longer names are
+    removed. The VAE comes from the study's Hugging Face `hub` into the cache of downloads. Raises InputError as
+    `fetch_networks` does.
     """
     paths = fetch_networks(item.files(), folder, settings, OUT)
     clear(folder, SUFFIX, paths)
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in paths} - {""}:
-        vae(name, replace(settings, bases=study.hub))
+        if not Path(name).is_dir():
+            fetch(
+                [Source(f"{name}/resolve/main/{file}", vae_folder(name) / file) for file in VAE_FILES],
+                replace(settings, bases=study.hub),
+            )
     return paths
 
 
 def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root: Path | None = None) -> list[Path]:
     """Published networks as .safetensors in `folder`, each converted as soon as it is there.
 
-    Args:
-        names: paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
-        folder: receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again.
-        settings: how to fetch.
-        root: holds the outputs of all studies, whose networks are linked instead of fetched again.
-
-    Raises:
-        InputError: see `metrics.files.fetch_each`; a file that is no network; a network there that comes from another
-            source.
+    `names` are paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
+    `folder` receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again, and
+    what stands in the outputs `root` of all studies is linked. Raises InputError as `metrics.files.fetch_each` does,
+    for a file that is no network, and for a network there that comes from another source.
     """
     digests = read_lock(settings.lock)
     targets = {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
@@ -94,20 +91,7 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root
 
 
 def _is_made_from(path: Path, digest: str) -> bool:
-    """Whether a network was converted from the published file with that digest."""
     return bool(snapshots.read_metadata(path).get("source_sha256") == digest)
-
-
-def vae(name: str, hub: Downloads) -> Path:
-    """Folder of the VAE `name` of the Hugging Face `hub`; its files are fetched into the cache of downloads.
-
-    Raises:
-        InputError: see `metrics.files.fetch_each`.
-    """
-    folder = vae_folder(name)
-    if not Path(name).is_dir():
-        fetch([Source(f"{name}/resolve/main/{file}", folder / file) for file in VAE_FILES], hub)
-    return folder
 
 
 def everything(study: Study, offline: bool = False) -> list[Path]:

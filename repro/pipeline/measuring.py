@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from metrics import detectors, features, references
+from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.measure import check_reference, measure
 from metrics.names import qualified
@@ -38,17 +39,15 @@ def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
     reference = references.load(folder / REFERENCE)
     assert reference is not None  # a statistics file is no image set
     if evaluate.options.needs_reference_features:
-        kept = features.load(folder / FEATURES)
-        sets = {name: _first(kept[name], evaluate.num_real) for name in evaluate.detectors if name in kept}
+        kept, count = features.load(folder / FEATURES), evaluate.num_real
+        sets = {
+            name: FeatureSet.of(x.gather()[:count], x.tags, None if x.labels is None else x.labels[:count])
+            for name, x in kept.items()
+            if name in evaluate.detectors
+        }
         reference = replace(reference, features=sets)
     check_reference(reference, evaluate.detectors, evaluate.options)
     return reference
-
-
-def _first(whole: features.FeatureSet, count: int) -> features.FeatureSet:
-    return features.FeatureSet.of(
-        whole.gather()[:count], whole.tags, None if whole.labels is None else whole.labels[:count]
-    )
 
 
 def point_digest(
@@ -60,7 +59,7 @@ def point_digest(
 
 def measured_rows(
     manifest: Manifest,
-    sets: Mapping[str, features.FeatureSet],
+    sets: Mapping[str, FeatureSet],
     reference: references.Reference,
     evaluate: Evaluate,
     networks: Mapping[str, detectors.Detector],

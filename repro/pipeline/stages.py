@@ -1,6 +1,7 @@
 """The stages that `dvc.yaml` names: each reads the active study and fills its own output folder, under a lock."""
 
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ import torch
 
 from metrics import distributed
 from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256_file, write_json, write_npz
+from metrics.machine import machine
 from repro import ema, snapshots
 from repro.guidance import Guided
 from repro.pipeline import acquire
@@ -20,9 +22,8 @@ from repro.pipeline.measuring import load_detectors, load_reference, measured_ro
 from repro.pixels import image_grid
 from repro.rows import MEASURES, gather_rows, write_rows
 from repro.sampling.batches import grouped
-from repro.sampling.configuration import Configuration
 from repro.sampling.features import FeatureShards, block_features
-from repro.sampling.pairs import Pair, load_code, load_pair
+from repro.sampling.pairs import Configuration, Pair, load_code, load_pair
 from repro.sampling.shards import IMAGES, Form, generate, read_shard, shard_name
 from repro.study import Study, Sweep, parse_seeds, schema
 from repro.toy import pipeline as toy
@@ -34,6 +35,11 @@ PREVIEW_FILE, GRID = "preview.npz", "grid.png"
 MODEL = "model.json"
 #: File with the digest of a data set, for what depends on it.
 DATA = "data.json"
+#: Stages that share their work among processes, started again by the machine's launcher.
+SHARED = ("train", "networks", "generate", "features", "sweep")
+ALL_GPUS = "torchrun --standalone --nproc-per-node=gpu"
+#: Environment variable of a stage that was started by the launcher.
+LAUNCHED = "REPRO_LAUNCHED"
 
 STAGES: dict[str, Callable[[Study, str], None]] = {}
 
@@ -43,11 +49,27 @@ def rank0_lock(folder: Path) -> AbstractContextManager[Any]:
     return folder_lock(folder) if distributed.rank() == 0 else nullcontext()
 
 
+def relaunch(stage: str, key: str) -> None:
+    """Become the launcher's command for a stage that shares its work; returns where there is nothing to launch.
+
+    The launcher is a line of shell, so that it can hold what a scheduler settles, such as $SLURM_NNODES.
+    """
+    if stage not in SHARED or {"RANK", LAUNCHED} & os.environ.keys():
+        return
+    launcher = machine().launcher or ("python" if torch.cuda.device_count() < 2 else ALL_GPUS)
+    if launcher != "python":
+        os.execvpe(
+            "sh", ["sh", "-c", f'exec {launcher} -m repro stage "$0" "$1"', stage, key], os.environ | {LAUNCHED: "1"}
+        )
+
+
 def stage(
     section: str, output: str, *names: str
 ) -> Callable[[Callable[[Study, str, Any, Path], None]], Callable[[Study, str], None]]:
-    """Make a function of a study, an id of its `section`, what stands there and the id's folder in `output` the stages
-    `names`, of study and id, locked."""
+    """Make a function of a study, an id of its `section`, its entry and its folder in `output` the stages `names`.
+
+    These take study and id, and hold the lock of the folder.
+    """
 
     def register(run: Callable[[Study, str, Any, Path], None]) -> Callable[[Study, str], None]:
         @functools.wraps(run)
@@ -80,8 +102,8 @@ def run_data(study: Study, key: str, item: schema.Data, folder: Path) -> None:
 @stage("datasets", "references", "reference")
 def run_reference(study: Study, key: str, item: schema.Data, folder: Path) -> None:
     """Reference statistics and features of a data set, by every detector of the study."""
-    data, detectors = study.out / "data" / key, study.evaluate.detectors
-    item.made.measure(data, folder, detectors, item.measured, acquire.downloads(study))
+    data, downloads = study.out / "data" / key, acquire.downloads(study)
+    item.made.measure(data, folder, study.evaluate.detectors, item.measured, downloads)
 
 
 @stage("train", "networks", "train")
@@ -107,13 +129,12 @@ def run_models(study: Study, key: str, item: schema.Model, folder: Path) -> None
 @stage("reconstruct", "networks", "reconstruct")
 def run_reconstruct(study: Study, key: str, item: schema.Reconstruct, folder: Path) -> None:
     """Post-hoc EMA lengths of one run; what stands is not made again."""
-    source = study.out / "networks" / item.source
+    source, digest = study.out / "networks" / item.source, functools.cache(sha256_file)
     wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
-    digest = functools.cache(sha256_file)
     missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
     if missing:
-        paths = sorted(source.glob("*.safetensors"))
-        for std, snapshot in ema.reconstruct(paths, missing, snapshots.kimg_to_nimg(item.kimg)).items():
+        paths, nimg = sorted(source.glob("*.safetensors")), snapshots.kimg_to_nimg(item.kimg)
+        for std, snapshot in ema.reconstruct(paths, missing, nimg).items():
             snapshots.save(snapshot, wanted[std])
     acquire.clear(folder, ".safetensors", wanted.values())
 
@@ -181,43 +202,35 @@ def run_features(study: Study, key: str, item: schema.Generate, folder: Path) ->
     form = FeatureShards(load_detectors(study.evaluate.detectors, study.out / "references" / item.data, device))
     groups = grouped(item.all_seeds(), study.shards.size)
     if study.shards.keep_images:
-        shown = groups[0]
         kept = form.extract([samples / shard_name(members) for members in groups], folder, f"{key} features")
     else:
-        shown = groups[0][:PREVIEW]
         kept = _sample(study, study_pair(study, item.guided, device), item.all_seeds(), folder, key, form)
     if distributed.rank() == 0:
-        _write_preview(folder, samples / shard_name(shown))
+        shown = groups[0] if study.shards.keep_images else groups[0][:PREVIEW]
+        manifest, images = read_shard(samples / shard_name(shown), limit=PREVIEW)
+        image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
+        labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
+        write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
         acquire.clear(folder, form.suffix, [*kept, folder / PREVIEW_FILE])
-
-
-def _write_preview(folder: Path, shard: Path) -> None:
-    """The first images of a configuration, for the report: `grid.png` and `preview.npz`."""
-    manifest, images = read_shard(shard, limit=PREVIEW)
-    image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
-    labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
-    write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
 
 
 @stage("generate", "results", "evaluate")
 def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Every metric of one configuration, per seed block, from its features."""
     evaluate, features, place = study.evaluate, study.out / "features" / key, study.out / "references" / item.data
-    reference, needed = load_reference(place, evaluate), evaluate.options.needs_network
-    networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if needed else {}
-    shards = grouped(item.all_seeds(), study.shards.size)
+    reference, shards = load_reference(place, evaluate), grouped(item.all_seeds(), study.shards.size)
+    networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if evaluate.options.needs_network else {}
     rows = []
     for block in item.seeds:
         seeds = parse_seeds(block)
-        inside = [members for members in shards if members[0] <= seeds[-1] and seeds[0] <= members[-1]]
-        contents = block_features([features / shard_name(members, FeatureShards.suffix) for members in inside], seeds)
+        inside = [shard for shard in shards if shard[0] <= seeds[-1] and seeds[0] <= shard[-1]]
+        paths = [features / shard_name(shard, FeatureShards.suffix) for shard in inside]
         common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
-        rows += measured_rows(*contents, reference, evaluate, networks, common)
+        rows += measured_rows(*block_features(paths, seeds), reference, evaluate, networks, common)
     write_rows(folder / MEASURES, rows)
     for name in (PREVIEW_FILE, GRID):
         link_or_copy(features / name, folder / name)
-    for row in rows:
-        print(f"{key} {row.block}: {row.metric} {row.value:.6g}")
+    print(*(f"{key} {row.block}: {row.metric} {row.value:.6g}" for row in rows), sep="\n")
 
 
 @stage("sweeps", "results", "sweep")
@@ -242,8 +255,7 @@ def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
         seeds, shards = parse_seeds(block), part.with_suffix("")
         paths = generate(pair, seeds, shards, study.shards.size, f"{key} {value:g}", form)
         if number % distributed.world_size() == distributed.rank():
-            contents = block_features(paths, seeds)
-            write_rows(part, measured_rows(*contents, reference, evaluate, form.detectors, columns))
+            write_rows(part, measured_rows(*block_features(paths, seeds), reference, evaluate, form.detectors, columns))
             shutil.rmtree(shards)
     distributed.barrier()
     if distributed.rank() == 0:
@@ -254,14 +266,12 @@ def _is_measured(part: Path) -> bool:
     """Whether a point stands, here or in another curve, from where it is linked; all ranks agree."""
     if distributed.rank() == 0 and not part.exists():
         acquire.borrow(part, lambda _: True)  # the name is the digest
-    found = distributed.all_reduce_sum(np.array([float(part.exists())]))
-    return bool(found[0] == distributed.world_size())
+    return bool(distributed.all_reduce_sum(np.array([float(part.exists())]))[0] == distributed.world_size())
 
 
 def _pairs(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
     """The values of a sweep with their networks; all weights share one loaded pair."""
     if sweep.axis != "guidance":
         return ((value, study_pair(study, sweep.at(value), device)) for value in sweep.values)
-    guided = next((value for value in sweep.values if value != 1), 1.0)
-    pair = study_pair(study, sweep.at(guided), device)
+    pair = study_pair(study, sweep.at(next((value for value in sweep.values if value != 1), 1.0)), device)
     return ((value, pair.at(value)) for value in sweep.values)

@@ -1,6 +1,5 @@
 """Features of sampled images as shards: extracted from shards of images, or kept in their place."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from metrics.files import InputError
 from repro.numerics import numerics
 from repro.sampling.pairs import Pair
 from repro.sampling.shards import Form, Manifest, read_shard
+from repro.strict import facts
 
 BATCH = 100  # images that a detector takes at once, which fit a small GPU
 #: Detector -> [N, D].
@@ -33,15 +33,14 @@ class FeatureShards(Form):
     @property
     def origin(self) -> dict[str, Any]:
         """What tells features apart, besides the images, in JSON's types."""
-        tags = {name: dict(detector.tags) for name, detector in self.detectors.items()}
-        return dict(json.loads(json.dumps(tags | numerics("features"))))
+        return facts({name: detector.tags for name, detector in self.detectors.items()} | numerics("features"))
 
     def manifest(self, path: Path) -> Manifest | None:
         try:
-            facts = read(path).facts
+            content = read(path)
         except InputError:
             return None  # missing, torn or altered: to be made
-        return Manifest.read(facts.get("manifest"), path)
+        return Manifest.read(content.facts.get("manifest"), path)
 
     def is_sound(self, path: Path, manifest: Manifest) -> bool:
         try:
@@ -58,7 +57,6 @@ class FeatureShards(Form):
         write(path, FeatureFile(concatenate(parts), tags, labels, self._facts(manifest)))
 
     def bytes_per_image(self, pair: Pair) -> float:
-        """Four bytes per feature."""
         return 4.0 * sum(detector.dim for detector in self.detectors.values())
 
     def extract(self, shards: Sequence[Path], folder: Path, description: str = "") -> list[Path]:

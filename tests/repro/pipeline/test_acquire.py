@@ -11,7 +11,7 @@ from metrics.files import Downloads, InputError, read_lock
 from repro import snapshots
 from repro.pipeline import acquire
 from repro.pipeline.acquire import everything, fetch_networks, networks
-from repro.sampling.configuration import Sharding, Solver
+from repro.sampling.pairs import Sharding, Solver
 from repro.study import Evaluate, Networks, Study
 from tests.rehearsal.server import Server
 

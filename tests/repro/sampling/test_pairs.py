@@ -8,8 +8,7 @@ import torch
 
 from metrics.files import InputError
 from repro.guidance import Guided
-from repro.sampling.configuration import Configuration, Solver
-from repro.sampling.pairs import load_code, load_pair
+from repro.sampling.pairs import Configuration, Solver, load_code, load_pair
 from repro.sampling.shards import generate, read_shard
 
 CPU = torch.device("cpu")
