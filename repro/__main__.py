@@ -13,11 +13,9 @@ from repro.data import archives
 from repro.encoders import StabilityVAEEncoder
 from repro.guidance import Guided
 from repro.pipeline.acquire import everything
-from repro.pipeline.launch import relaunch
-from repro.pipeline.stages import STAGES
+from repro.pipeline.stages import STAGES, relaunch
 from repro.pixels import image_grid
-from repro.sampling.configuration import Configuration, Solver
-from repro.sampling.pairs import load_pair
+from repro.sampling.pairs import Configuration, Solver, load_pair
 from repro.sampling.shards import generate, read_shard
 from repro.strict import build, load, settings
 from repro.study import cost, presets

@@ -1,18 +1,18 @@
-"""What a study takes from outside: published networks, their VAE, the sources of data sets and detectors' weights."""
+"""What a study takes from outside: published networks, their VAE, the sources of data sets and detectors' weights; and
+what any study has made already, found by what it is, so that nothing is made twice on one disk."""
 
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from metrics.detectors import weights
-from metrics.files import Downloads, InputError, Source, fetch, fetch_each, folder_lock, read_lock
+from metrics.files import Downloads, InputError, Source, fetch, fetch_each, folder_lock, link_or_copy, read_lock
 from metrics.machine import machine
 from repro import snapshots
 from repro.encoders import VAE_FILES, vae_folder
-from repro.pipeline.store import Store
 from repro.study import OUT, Networks, Study
 
 SUFFIX = ".safetensors"
@@ -23,35 +23,54 @@ def downloads(study: Study, offline: bool = False) -> Downloads:
     return Downloads(bases=study.sources, offline=offline or bool(machine().offline))
 
 
-def networks(study: Study, item: Networks, folder: Path, store: Store, settings: Downloads) -> list[Path]:
+def borrow(target: Path, is_same: Callable[[Path], bool], root: Path = OUT) -> bool:
+    """Link `target`, a path below `root`, from another study's or stage's file of its section and name.
+
+    Outputs lie at ROOT/STUDY/SECTION/.../NAME. One that does not pass `is_same`, which may raise InputError, is passed
+    over. Returns whether there is one.
+    """
+    section, *below = target.relative_to(root).parts[1:]
+    for other in sorted(root.glob("/".join(["*", section, *["*"] * (len(below) - 1), target.name]))):
+        same = False
+        with suppress(InputError):
+            same = other != target and is_same(other)
+        if same:
+            link_or_copy(other, target)
+            return True
+    return False
+
+
+def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
+    """Remove files that the study names no more."""
+    for path in {*folder.glob(f"*{suffix}")} - {*keep}:
+        path.unlink()
+
+
+def networks(study: Study, item: Networks, folder: Path, settings: Downloads) -> list[Path]:
     """The published networks of `item` in `folder` as .safetensors with the stems of the published names, and the VAE.
 
-    Networks that another study has are linked instead of fetched again; those that the study no longer names
-    are removed.
-
-    Raises:
-        InputError: see `fetch_networks`.
+    Networks that another study has are linked instead of fetched again; those that the study no longer names are
+    removed. The VAE comes from the study's Hugging Face `hub` into the cache of downloads. Raises InputError as
+    `fetch_networks` does.
     """
-    paths = fetch_networks(item.files(), folder, settings, store)
-    for path in set(folder.glob(f"*{SUFFIX}")) - set(paths):
-        path.unlink()
+    paths = fetch_networks(item.files(), folder, settings, OUT)
+    clear(folder, SUFFIX, paths)
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in paths} - {""}:
-        vae(name, replace(settings, bases=study.hub))
+        if not Path(name).is_dir():
+            fetch(
+                [Source(f"{name}/resolve/main/{file}", vae_folder(name) / file) for file in VAE_FILES],
+                replace(settings, bases=study.hub),
+            )
     return paths
 
 
-def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, store: Store | None = None) -> list[Path]:
+def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root: Path | None = None) -> list[Path]:
     """Published networks as .safetensors in `folder`, each converted as soon as it is there.
 
-    Args:
-        names: paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
-        folder: receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again.
-        settings: how to fetch.
-        store: what other studies have.
-
-    Raises:
-        InputError: see `metrics.files.fetch_each`; a file that is no network; a network there that comes from another
-            source.
+    `names` are paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
+    `folder` receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again, and
+    what stands in the outputs `root` of all studies is linked. Raises InputError as `metrics.files.fetch_each` does,
+    for a file that is no network, and for a network there that comes from another source.
     """
     digests = read_lock(settings.lock)
     targets = {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
@@ -62,7 +81,7 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, stor
             if recorded and not _is_made_from(target, recorded):
                 found = snapshots.read_metadata(target).get("source_sha256")
                 raise InputError(f"{target}: made from a file with sha256 {found}, expected {recorded}; delete it")
-        elif not (store and recorded and store.borrow(target, partial(_is_made_from, digest=recorded))):
+        elif not (root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)):
             wanted.append(Source(name, target.with_suffix(".pkl")))
     with closing(fetch_each(wanted, settings)) as fetched:
         for source in fetched:
@@ -72,21 +91,7 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, stor
 
 
 def _is_made_from(path: Path, digest: str) -> bool:
-    """Whether a network was converted from the published file with that digest."""
     return bool(snapshots.read_metadata(path).get("source_sha256") == digest)
-
-
-def vae(name: str, hub: Downloads) -> Path:
-    """Folder of the VAE `name` of the Hugging Face `hub`; its files are fetched into the cache of downloads.
-
-    Raises:
-        InputError: see `metrics.files.fetch_each`.
-    """
-    folder = vae_folder(name)
-    if not Path(name).is_dir():
-        sources = [Source(f"{name}/resolve/main/{file}", folder / file) for file in VAE_FILES]
-        fetch(sources, hub)
-    return folder
 
 
 def everything(study: Study, offline: bool = False) -> list[Path]:
@@ -94,15 +99,14 @@ def everything(study: Study, offline: bool = False) -> list[Path]:
 
     `offline`: download nothing, but say what is missing and where to put it.
     """
-    settings, store, folders = downloads(study, offline), Store(OUT), []
-    for key, item in study.networks.items():
-        folders.append(study.out / "networks" / key)
-        with folder_lock(folders[-1]):
-            networks(study, item, folders[-1], store, settings)
-    for key, data in study.datasets.items():
-        folders.append(study.out / "data" / key)
-        with folder_lock(folders[-1]):
-            data.made.prepare(folders[-1], settings)
+    settings = downloads(study, offline)
+    work: dict[Path, Callable[[Path, Downloads], object]] = {
+        **{study.out / "networks" / key: partial(networks, study, item) for key, item in study.networks.items()},
+        **{study.out / "data" / key: data.made.prepare for key, data in study.datasets.items()},
+    }
+    for folder, obtain in work.items():
+        with folder_lock(folder):
+            obtain(folder, settings)
     for detector in study.evaluate.detectors:
         weights.ensure(detector, settings.offline)
-    return folders
+    return list(work)

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 
 from metrics import detectors, features, references
-from metrics.detectors import Detector
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.measure import check_reference, measure
 from metrics.names import qualified
-from metrics.references import Reference
 from repro.data.kinds import FEATURES, REFERENCE
 from repro.numerics import numerics
 from repro.rows import Row, provenance, settings
@@ -22,19 +20,18 @@ from repro.strict import digest
 from repro.study import Evaluate
 
 
-def load_detectors(names: list[str], folder: Path, device: torch.device) -> dict[str, Detector]:
+def load_detectors(names: list[str], folder: Path, device: torch.device) -> dict[str, detectors.Detector]:
     """Detectors by name; weights that the reference in `folder` has brought along come from there.
 
     Raises InputError where no detector is asked for, or one's weights are missing.
     """
     if not names:
         raise InputError("evaluate.detectors is empty, so that nothing can be measured; name at least one")
-    brought = {name: folder / f"{name}.safetensors" for name in names}
-    paths = {name: path if path.exists() else None for name, path in brought.items()}
-    return {name: detectors.load(name, weights=path, device=str(device)) for name, path in paths.items()}
+    brought = {name: path for name in names if (path := folder / f"{name}.safetensors").exists()}
+    return {name: detectors.load(name, weights=brought.get(name), device=str(device)) for name in names}
 
 
-def load_reference(folder: Path, evaluate: Evaluate) -> Reference:
+def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
     """The reference in `folder` as the stage `reference` left it, its features only where a metric needs them.
 
     Raises InputError where it is missing or broken, or lacks a detector.
@@ -42,43 +39,50 @@ def load_reference(folder: Path, evaluate: Evaluate) -> Reference:
     reference = references.load(folder / REFERENCE)
     assert reference is not None  # a statistics file is no image set
     if evaluate.options.needs_reference_features:
-        kept = features.load(folder / FEATURES)
-        sets = {name: _first(kept[name], evaluate.num_real) for name in evaluate.detectors if name in kept}
+        kept, count = features.load(folder / FEATURES), evaluate.num_real
+        sets = {
+            name: FeatureSet.of(x.gather()[:count], x.tags, None if x.labels is None else x.labels[:count])
+            for name, x in kept.items()
+            if name in evaluate.detectors
+        }
         reference = replace(reference, features=sets)
     check_reference(reference, evaluate.detectors, evaluate.options)
     return reference
 
 
-def _first(whole: FeatureSet, count: int) -> FeatureSet:
-    labels = None if whole.labels is None else whole.labels[:count]
-    return FeatureSet.of(whole.gather()[:count], whole.tags, labels)
-
-
-def point_digest(pair: str, seeds: str, reference: Reference, evaluate: Evaluate, origin: dict[str, Any]) -> str:
+def point_digest(
+    pair: str, seeds: str, reference: references.Reference, evaluate: Evaluate, origin: dict[str, Any]
+) -> str:
     """sha256 of all that decides what is measured of `seeds` of a pair (its digest) by detectors of `origin`."""
-    how = (evaluate.options, evaluate.num_real, reference.digest, numerics("metrics"))
-    return digest(pair, seeds, origin, *how)
+    return digest(pair, seeds, origin, evaluate.options, evaluate.num_real, reference.digest, numerics("metrics"))
 
 
 def measured_rows(
     manifest: Manifest,
     sets: Mapping[str, FeatureSet],
-    reference: Reference,
+    reference: references.Reference,
     evaluate: Evaluate,
-    networks: Mapping[str, Detector] | None = None,
-    **common: Any,
+    networks: Mapping[str, detectors.Detector],
+    common: dict[str, Any],
 ) -> list[Row]:
     """One row per value of one seed block, of images made as `manifest` says, with features `sets` by detector.
 
     `networks` are the detectors, for metrics that ask them; `common` are columns that the study settles.
     """
     made = settings(manifest.configuration.guided) | provenance(torch.device(manifest.device_type)) | common
-    made |= {"num_steps": manifest.configuration.solver.num_steps, "reference_sha256": reference.digest}
-    made |= {"main_sha256": manifest.main_sha256, "guide_sha256": manifest.guide_sha256 or ""}
-    rows = []
-    for name, sample in sets.items():
-        made |= {"detector": name, "detector_sha256": str(sample.tags.get("weights_sha256", ""))}
-        for m in measure(name, sample, reference, evaluate.options, (networks or {}).get(name)):
-            measured = {"metric": qualified(m.metric, name), "value": m.value, "num_images": m.num_images}
-            rows.append(Row(**made | measured))
-    return rows
+    return [
+        Row(
+            **made,
+            metric=qualified(m.metric, name),
+            value=m.value,
+            num_images=m.num_images,
+            num_steps=manifest.configuration.solver.num_steps,
+            main_sha256=manifest.main_sha256,
+            guide_sha256=manifest.guide_sha256 or "",
+            detector=name,
+            detector_sha256=str(sample.tags.get("weights_sha256", "")),
+            reference_sha256=reference.digest,
+        )
+        for name, sample in sets.items()
+        for m in measure(name, sample, reference, evaluate.options, networks.get(name))
+    ]

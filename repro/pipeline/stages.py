@@ -3,7 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,18 @@ import torch
 
 from metrics import distributed
 from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256_file, write_json, write_npz
+from metrics.machine import machine
 from repro import ema, snapshots
 from repro.guidance import Guided
 from repro.pipeline import acquire
 from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest
-from repro.pipeline.store import Store
 from repro.pixels import image_grid
 from repro.rows import MEASURES, gather_rows, write_rows
 from repro.sampling.batches import grouped
-from repro.sampling.configuration import Configuration
 from repro.sampling.features import FeatureShards, block_features
-from repro.sampling.pairs import Pair, load_code, load_pair
+from repro.sampling.pairs import Configuration, Pair, load_code, load_pair
 from repro.sampling.shards import IMAGES, Form, generate, read_shard, shard_name
-from repro.study import OUT, Study, Sweep, parse_seeds
+from repro.study import Study, Sweep, parse_seeds, schema
 from repro.toy import pipeline as toy
 from repro.training.loop import train
 
@@ -36,6 +35,11 @@ PREVIEW_FILE, GRID = "preview.npz", "grid.png"
 MODEL = "model.json"
 #: File with the digest of a data set, for what depends on it.
 DATA = "data.json"
+#: Stages that share their work among processes, started again by the machine's launcher.
+SHARED = ("train", "networks", "generate", "features", "sweep")
+ALL_GPUS = "torchrun --standalone --nproc-per-node=gpu"
+#: Environment variable of a stage that was started by the launcher.
+LAUNCHED = "REPRO_LAUNCHED"
 
 STAGES: dict[str, Callable[[Study, str], None]] = {}
 
@@ -45,20 +49,37 @@ def rank0_lock(folder: Path) -> AbstractContextManager[Any]:
     return folder_lock(folder) if distributed.rank() == 0 else nullcontext()
 
 
+def relaunch(stage: str, key: str) -> None:
+    """Become the launcher's command for a stage that shares its work; returns where there is nothing to launch.
+
+    The launcher is a line of shell, so that it can hold what a scheduler settles, such as $SLURM_NNODES.
+    """
+    if stage not in SHARED or {"RANK", LAUNCHED} & os.environ.keys():
+        return
+    launcher = machine().launcher or ("python" if torch.cuda.device_count() < 2 else ALL_GPUS)
+    if launcher != "python":
+        os.execvpe(
+            "sh", ["sh", "-c", f'exec {launcher} -m repro stage "$0" "$1"', stage, key], os.environ | {LAUNCHED: "1"}
+        )
+
+
 def stage(
     section: str, output: str, *names: str
-) -> Callable[[Callable[[Study, str, Path], None]], Callable[[Study, str], None]]:
-    """Make a function of a study, an id of its `section` and the id's folder in `output` the stages `names`, locked."""
+) -> Callable[[Callable[[Study, str, Any, Path], None]], Callable[[Study, str], None]]:
+    """Make a function of a study, an id of its `section`, its entry and its folder in `output` the stages `names`.
 
-    def register(run: Callable[[Study, str, Path], None]) -> Callable[[Study, str], None]:
+    These take study and id, and hold the lock of the folder.
+    """
+
+    def register(run: Callable[[Study, str, Any, Path], None]) -> Callable[[Study, str], None]:
         @functools.wraps(run)
         def locked(study: Study, key: str) -> None:
-            if key not in (items := getattr(study, section)):
+            items, folder = getattr(study, section), study.out / output / key
+            if key not in items:
                 raise InputError(f"{section} '{key}' is no part of study {study.study}{nearest(key, items)}")
-            folder = study.out / output / key
             with rank0_lock(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                run(study, key, folder)
+                run(study, key, items[key], folder)
 
         STAGES.update(dict.fromkeys(names, locked))
         return locked
@@ -67,59 +88,55 @@ def stage(
 
 
 @stage("toy", "results", "toy")
-def run_toy(study: Study, key: str, folder: Path) -> None:
+def run_toy(study: Study, key: str, item: toy.ToySettings, folder: Path) -> None:
     """The 2D example: networks, samples, measures, figures."""
-    toy.run(study.toy[key], folder, study.study, key)
+    toy.run(item, folder, study.study, key)
 
 
 @stage("datasets", "data", "data", "images")
-def run_data(study: Study, key: str, folder: Path) -> None:
+def run_data(study: Study, key: str, item: schema.Data, folder: Path) -> None:
     """A data set's files, and a digest of what it is."""
-    write_json(folder / DATA, {"digest": study.datasets[key].made.prepare(folder, acquire.downloads(study))})
+    write_json(folder / DATA, {"digest": item.made.prepare(folder, acquire.downloads(study))})
 
 
 @stage("datasets", "references", "reference")
-def run_reference(study: Study, key: str, folder: Path) -> None:
+def run_reference(study: Study, key: str, item: schema.Data, folder: Path) -> None:
     """Reference statistics and features of a data set, by every detector of the study."""
-    item, data = study.datasets[key], study.out / "data" / key
-    item.made.measure(data, folder, study.evaluate.detectors, item.measured, acquire.downloads(study))
+    data, downloads = study.out / "data" / key, acquire.downloads(study)
+    item.made.measure(data, folder, study.evaluate.detectors, item.measured, downloads)
 
 
 @stage("train", "networks", "train")
-def run_train(study: Study, key: str, folder: Path) -> None:
+def run_train(study: Study, key: str, item: schema.Train, folder: Path) -> None:
     """One training run."""
-    item = study.train[key]
     train(item.config, study.datasets[item.data].made.training(study.out / "data" / item.data), folder)
 
 
 @stage("networks", "networks", "networks")
-def run_networks(study: Study, key: str, folder: Path) -> None:
+def run_networks(study: Study, key: str, item: schema.Networks, folder: Path) -> None:
     """Fetch the published networks of one training run."""
     if distributed.rank() == 0:
-        acquire.networks(study, study.networks[key], folder, Store(OUT), acquire.downloads(study))
+        acquire.networks(study, item, folder, acquire.downloads(study))
     distributed.barrier()
 
 
 @stage("models", "networks", "models")
-def run_models(study: Study, key: str, folder: Path) -> None:
+def run_models(study: Study, key: str, item: schema.Model, folder: Path) -> None:
     """Load a network of the user's own, better now than after hours, and note what it is."""
-    item = study.models[key]
-    write_json(folder / MODEL, {"sha256": load_code(item.code, torch.device("cpu"), [item.path]).sha256})
+    write_json(folder / MODEL, {"sha256": load_code(item.code, torch.device("cpu"), [item.path])[1]})
 
 
 @stage("reconstruct", "networks", "reconstruct")
-def run_reconstruct(study: Study, key: str, folder: Path) -> None:
+def run_reconstruct(study: Study, key: str, item: schema.Reconstruct, folder: Path) -> None:
     """Post-hoc EMA lengths of one run; what stands is not made again."""
-    item = study.reconstruct[key]
-    source = study.out / "networks" / item.source
+    source, digest = study.out / "networks" / item.source, functools.cache(sha256_file)
     wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
-    digest = functools.cache(sha256_file)
     missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
     if missing:
-        paths = sorted(source.glob("*.safetensors"))
-        for std, snapshot in ema.reconstruct(paths, missing, snapshots.kimg_to_nimg(item.kimg)).items():
+        paths, nimg = sorted(source.glob("*.safetensors")), snapshots.kimg_to_nimg(item.kimg)
+        for std, snapshot in ema.reconstruct(paths, missing, nimg).items():
             snapshots.save(snapshot, wanted[std])
-    _clear(folder, ".safetensors", wanted.values())
+    acquire.clear(folder, ".safetensors", wanted.values())
 
 
 def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bool:
@@ -130,38 +147,26 @@ def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bo
     )
 
 
-def _clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
-    """Remove files that the study names no more."""
-    for path in {*folder.glob(f"*{suffix}")} - {*keep}:
-        path.unlink()
-
-
 def study_pair(study: Study, guided: Guided, device: torch.device) -> Pair:
     """`guided` of a study, loaded. Its networks are named as below out/STUDY/networks/.
 
     A network of the user's own is what the study says it is, whatever a file in out/ says.
     """
-    places, files = {}, {}
-    for role in ("main", "guide"):
-        network = getattr(guided, role)
-        places[role] = str(study.out / "networks" / network)
-        model = study.models.get(network.split("/")[0])
-        if model is not None:
-            places[role] = model.code
-            files[model.code] = [model.path]
-    configuration = Configuration(replace(guided, **places), study.sampler)  # type: ignore[arg-type]
-    return load_pair(configuration, device, files)
+    networks = [guided.main, str(guided.guide)]
+    models = [study.models.get(network.split("/")[0]) for network in networks]
+    main, guide = (m.code if m else str(study.out / "networks" / n) for n, m in zip(networks, models, strict=True))
+    configuration = Configuration(replace(guided, main=main, guide=guide), study.sampler)
+    return load_pair(configuration, device, {model.code: [model.path] for model in models if model})
 
 
 @stage("generate", "samples", "generate")
-def run_generate(study: Study, key: str, folder: Path) -> None:
+def run_generate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Shards of images of one configuration; where a study keeps none, those that the report shows."""
-    item = study.generate[key]
-    seeds, description = item.all_seeds(), key
-    if not study.shards.keep_images:
-        seeds, description = grouped(seeds, study.shards.size)[0][:PREVIEW], ""
-    pair = study_pair(study, item.guided, distributed.device())
-    _sample(study, pair, seeds, folder, description, IMAGES)
+    pair, seeds = study_pair(study, item.guided, distributed.device()), item.all_seeds()
+    if study.shards.keep_images:
+        _sample(study, pair, seeds, folder, key, IMAGES)
+    else:
+        _sample(study, pair, grouped(seeds, study.shards.size)[0][:PREVIEW], folder, "", IMAGES)
 
 
 def _sample(study: Study, pair: Pair, seeds: list[int], folder: Path, description: str, form: Form) -> list[Path]:
@@ -169,9 +174,9 @@ def _sample(study: Study, pair: Pair, seeds: list[int], folder: Path, descriptio
     if distributed.rank() == 0:
         _set_aside(folder, pair, form)
     distributed.barrier()
-    paths = generate(pair, seeds, folder, study.shards.size, description, form, Store(OUT).borrow)
+    paths = generate(pair, seeds, folder, study.shards.size, description, form, acquire.borrow)
     if distributed.rank() == 0:
-        _clear(folder, form.suffix, paths)
+        acquire.clear(folder, form.suffix, paths)
     return paths
 
 
@@ -186,68 +191,56 @@ def _set_aside(folder: Path, pair: Pair, form: Form) -> None:
         if other:
             aside = folder.with_name(f"{folder.name}.{other}") / path.name
             aside.parent.mkdir(exist_ok=True)
-            os.replace(path, aside)
+            path.replace(aside)
             print(f"{path}: made with other settings, kept as {aside}")
 
 
 @stage("generate", "features", "features")
-def run_features(study: Study, key: str, folder: Path) -> None:
+def run_features(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Features of one configuration's images, from its shards or in their place, and the first images to be shown."""
-    item, samples, device = study.generate[key], study.out / "samples" / key, distributed.device()
+    samples, device = study.out / "samples" / key, distributed.device()
     form = FeatureShards(load_detectors(study.evaluate.detectors, study.out / "references" / item.data, device))
     groups = grouped(item.all_seeds(), study.shards.size)
     if study.shards.keep_images:
-        shown = groups[0]
         kept = form.extract([samples / shard_name(members) for members in groups], folder, f"{key} features")
     else:
-        shown = groups[0][:PREVIEW]
         kept = _sample(study, study_pair(study, item.guided, device), item.all_seeds(), folder, key, form)
     if distributed.rank() == 0:
-        _write_preview(folder, samples / shard_name(shown))
-        _clear(folder, form.suffix, [*kept, folder / PREVIEW_FILE])
-
-
-def _write_preview(folder: Path, shard: Path) -> None:
-    """The first images of a configuration, for the report: `grid.png` and `preview.npz`."""
-    manifest, images = read_shard(shard, limit=PREVIEW)
-    image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
-    labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
-    write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
+        shown = groups[0] if study.shards.keep_images else groups[0][:PREVIEW]
+        manifest, images = read_shard(samples / shard_name(shown), limit=PREVIEW)
+        image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
+        labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
+        write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
+        acquire.clear(folder, form.suffix, [*kept, folder / PREVIEW_FILE])
 
 
 @stage("generate", "results", "evaluate")
-def run_evaluate(study: Study, key: str, folder: Path) -> None:
+def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Every metric of one configuration, per seed block, from its features."""
-    item, evaluate = study.generate[key], study.evaluate
-    features, place = study.out / "features" / key, study.out / "references" / item.data
-    reference = load_reference(place, evaluate)
-    needed = evaluate.options.needs_network
-    networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if needed else None
-    shards = grouped(item.all_seeds(), study.shards.size)
+    evaluate, features, place = study.evaluate, study.out / "features" / key, study.out / "references" / item.data
+    reference, shards = load_reference(place, evaluate), grouped(item.all_seeds(), study.shards.size)
+    networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if evaluate.options.needs_network else {}
     rows = []
     for block in item.seeds:
         seeds = parse_seeds(block)
-        inside = [members for members in shards if members[0] <= seeds[-1] and seeds[0] <= members[-1]]
-        paths = [features / shard_name(members, FeatureShards.suffix) for members in inside]
+        inside = [shard for shard in shards if shard[0] <= seeds[-1] and seeds[0] <= shard[-1]]
+        paths = [features / shard_name(shard, FeatureShards.suffix) for shard in inside]
         common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
-        manifest, sets = block_features(paths, seeds)
-        rows += measured_rows(manifest, sets, reference, evaluate, networks, **common)
+        rows += measured_rows(*block_features(paths, seeds), reference, evaluate, networks, common)
     write_rows(folder / MEASURES, rows)
     for name in (PREVIEW_FILE, GRID):
         link_or_copy(features / name, folder / name)
-    for row in rows:
-        print(f"{key} {row.block}: {row.metric} {row.value:.6g}")
+    print(*(f"{key} {row.block}: {row.metric} {row.value:.6g}" for row in rows), sep="\n")
 
 
 @stage("sweeps", "results", "sweep")
-def run_sweep(study: Study, key: str, folder: Path) -> None:
+def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
     """One sensitivity curve; finished points are kept, and under torchrun the ranks share the shards of each.
 
     A point that any study's curve holds already (the unguided one, say) is taken from there. Shards of features stand
     until their point is measured, so that an interruption costs one.
     """
-    sweep, evaluate, device = study.sweeps[key], study.evaluate, distributed.device()
-    place = study.out / "references" / sweep.data
+    evaluate, device, place = study.evaluate, distributed.device(), study.out / "references" / sweep.data
     reference = load_reference(place, evaluate)
     form = FeatureShards(load_detectors(evaluate.detectors, place, device))
     common = {"study": study.study, "configuration": key, "method": sweep.method, "axis": sweep.axis}
@@ -262,8 +255,7 @@ def run_sweep(study: Study, key: str, folder: Path) -> None:
         seeds, shards = parse_seeds(block), part.with_suffix("")
         paths = generate(pair, seeds, shards, study.shards.size, f"{key} {value:g}", form)
         if number % distributed.world_size() == distributed.rank():
-            manifest, sets = block_features(paths, seeds)
-            write_rows(part, measured_rows(manifest, sets, reference, evaluate, form.detectors, **columns))
+            write_rows(part, measured_rows(*block_features(paths, seeds), reference, evaluate, form.detectors, columns))
             shutil.rmtree(shards)
     distributed.barrier()
     if distributed.rank() == 0:
@@ -273,16 +265,13 @@ def run_sweep(study: Study, key: str, folder: Path) -> None:
 def _is_measured(part: Path) -> bool:
     """Whether a point stands, here or in another curve, from where it is linked; all ranks agree."""
     if distributed.rank() == 0 and not part.exists():
-        Store(OUT).borrow(part, lambda _: True)  # the name is the digest
-    found = distributed.all_reduce_sum(np.array([float(part.exists())]))
-    return bool(found[0] == distributed.world_size())
+        acquire.borrow(part, lambda _: True)  # the name is the digest
+    return bool(distributed.all_reduce_sum(np.array([float(part.exists())]))[0] == distributed.world_size())
 
 
 def _pairs(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
     """The values of a sweep with their networks; all weights share one loaded pair."""
     if sweep.axis != "guidance":
-        yield from ((value, study_pair(study, sweep.at(value), device)) for value in sweep.values)
-        return
-    guided = next((value for value in sweep.values if value != 1), 1.0)
-    pair = study_pair(study, sweep.at(guided), device)
-    yield from ((value, pair.at(value)) for value in sweep.values)
+        return ((value, study_pair(study, sweep.at(value), device)) for value in sweep.values)
+    pair = study_pair(study, sweep.at(next((value for value in sweep.values if value != 1), 1.0)), device)
+    return ((value, pair.at(value)) for value in sweep.values)

@@ -7,7 +7,7 @@ wanted, on rank or on resume point.
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,10 @@ from repro.degradations import seed_degradations
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 from repro.sampling.pairs import Pair
 
-#: Seeds, images [n, H, W, C], class numbers or [].
-Images = tuple[list[int], NDArray[np.uint8], list[int]]
-
 
 def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents."""
-    guided, solver = pair.configuration.guided, pair.configuration.solver
-    streams = SeedStreams(pair.device, seeds)
+    guided, streams = pair.configuration.guided, SeedStreams(pair.device, seeds)
     for network in (pair.main, pair.guide):
         seed_degradations(network, streams)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
@@ -40,7 +36,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
             interval=guided.interval,
             rule=guided.rule,
             randn_like=streams.randn_like,
-            **solver.arguments(),  # type: ignore[arg-type]
+            **pair.configuration.solver.arguments(),  # type: ignore[arg-type]
         )
     except NonFiniteError as err:
         where = ", ".join(f"seed {seeds[i]} at step {step}" for i, step in err.failures)
@@ -48,7 +44,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
     return latents, labels
 
 
-def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[Images]:
+def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int], NDArray[np.uint8], list[int]]]:
     """Yield (seeds, uint8 images [n, H, W, C], class numbers or []) batch by batch, ascending seeds.
 
     Every batch is whole: seeds nobody asked for are sampled along and dropped. On a GPU the next batch is already on
@@ -76,10 +72,9 @@ def ahead(make: Callable[[Any], Any], items: Iterable[Any], count: int) -> Itera
         yield from map(make, items)
         return
     with ThreadPoolExecutor(1) as pool:
-        begun: deque[Future[Any]] = deque()
-        for item in items:
-            begun.append(pool.submit(make, item))
-            if len(begun) > count:
-                yield begun.popleft().result()
-        while begun:
+        futures = (pool.submit(make, item) for item in items)
+        begun = deque(itertools.islice(futures, count))
+        for future in futures:
+            begun.append(future)
             yield begun.popleft().result()
+        yield from (future.result() for future in begun)

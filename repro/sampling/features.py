@@ -1,6 +1,5 @@
 """Features of sampled images as shards: extracted from shards of images, or kept in their place."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from metrics.files import InputError
 from repro.numerics import numerics
 from repro.sampling.pairs import Pair
 from repro.sampling.shards import Form, Manifest, read_shard
+from repro.strict import facts
 
 BATCH = 100  # images that a detector takes at once, which fit a small GPU
 #: Detector -> [N, D].
@@ -33,16 +33,20 @@ class FeatureShards(Form):
     @property
     def origin(self) -> dict[str, Any]:
         """What tells features apart, besides the images, in JSON's types."""
-        tags = {name: dict(detector.tags) for name, detector in self.detectors.items()}
-        return dict(json.loads(json.dumps(tags | numerics("features"))))
+        return facts({name: detector.tags for name, detector in self.detectors.items()} | numerics("features"))
 
     def manifest(self, path: Path) -> Manifest | None:
-        found = self._read(path)
-        return None if found is None else Manifest.read(found.facts.get("manifest"), path)
+        try:
+            content = read(path)
+        except InputError:
+            return None  # missing, torn or altered: to be made
+        return Manifest.read(content.facts.get("manifest"), path)
 
     def is_sound(self, path: Path, manifest: Manifest) -> bool:
-        found = self._read(path)
-        return found is not None and found.facts == self._facts(manifest)
+        try:
+            return read(path).facts == self._facts(manifest)
+        except InputError:
+            return False
 
     def encode(self, images: NDArray[np.uint8]) -> Features:
         return detect(_batches(images), self.detectors)
@@ -53,7 +57,6 @@ class FeatureShards(Form):
         write(path, FeatureFile(concatenate(parts), tags, labels, self._facts(manifest)))
 
     def bytes_per_image(self, pair: Pair) -> float:
-        """Four bytes per feature."""
         return 4.0 * sum(detector.dim for detector in self.detectors.values())
 
     def extract(self, shards: Sequence[Path], folder: Path, description: str = "") -> list[Path]:
@@ -63,8 +66,7 @@ class FeatureShards(Form):
         """
         targets = [folder / f"{shard.stem}{self.suffix}" for shard in shards]
         mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
-        hidden = None if distributed.rank() == 0 else True
-        for shard, target in tqdm(mine, desc=description, unit="shard", disable=hidden):
+        for shard, target in tqdm(mine, desc=description, unit="shard", disable=distributed.rank() > 0 or None):
             manifest, images = read_shard(shard)
             if not self.is_sound(target, manifest):
                 self.keep(target, manifest, [detect(_batches(images), self.detectors, str(shard))])
@@ -74,13 +76,6 @@ class FeatureShards(Form):
     def _facts(self, manifest: Manifest) -> dict[str, Any]:
         return {"manifest": manifest.facts(), "origin": self.origin}
 
-    @staticmethod
-    def _read(path: Path) -> FeatureFile | None:
-        try:
-            return read(path)
-        except InputError:
-            return None  # missing, torn or altered: to be made
-
 
 def block_features(paths: Sequence[Path], seeds: range) -> tuple[Manifest, dict[str, FeatureSet]]:
     """Manifest of the first of the feature shards `paths`, and the features of `seeds` in all of them by detector.
@@ -89,19 +84,16 @@ def block_features(paths: Sequence[Path], seeds: range) -> tuple[Manifest, dict[
     """
     contents = [read(path) for path in paths]
     manifests = [Manifest.read(x.facts.get("manifest"), path) for x, path in zip(contents, paths, strict=True)]
-    keep = [[i for i, seed in enumerate(manifest.seeds) if seed in seeds] for manifest in manifests]
-    count = sum(map(len, keep))
-    if count != len(seeds):
-        raise InputError(f"features of {count} of the {len(seeds)} seeds {seeds[0]}-{seeds[-1]}; run again")
-    kept = list(zip(contents, keep, strict=True))
-    features = concatenate([{name: x[rows] for name, x in content.features.items()} for content, rows in kept])
-    known = [content.labels[rows] for content, rows in kept if content.labels is not None]
-    labels = np.concatenate(known) if len(known) == len(kept) else None
-    tags = contents[0].tags
-    return manifests[0], {name: FeatureSet.of(x, tags[name], labels) for name, x in features.items()}
+    keep = np.isin([seed for manifest in manifests for seed in manifest.seeds], seeds)
+    if keep.sum() != len(seeds):
+        raise InputError(f"features of {keep.sum()} of the {len(seeds)} seeds {seeds[0]}-{seeds[-1]}; run again")
+    classes = np.array([label for manifest in manifests for label in manifest.labels], np.int64)
+    labels = classes[keep] if len(classes) == len(keep) else None
+    features, tags = concatenate([content.features for content in contents]), contents[0].tags
+    return manifests[0], {name: FeatureSet.of(x[keep], tags[name], labels) for name, x in features.items()}
 
 
-def concatenate(parts: Sequence[Features]) -> Features:
+def concatenate(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Features:
     """Parts one behind the other."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

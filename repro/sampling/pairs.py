@@ -1,36 +1,85 @@
-"""A configuration with its networks loaded, checked, and ready to sample."""
+"""What decides the bits of an image, apart from its seed: a configuration, and its networks loaded and checked."""
 
 import hashlib
 import importlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from metrics.detectors import weights
 from metrics.files import InputError, explained, sha256_file
 from repro import snapshots
 from repro.degradations import GUIDE, MAIN, degrade
-from repro.guidance import check_pair
+from repro.guidance import Guided, check_pair
 from repro.inference import fold
 from repro.networks import Denoiser
 from repro.numerics import numerics
-from repro.sampling.configuration import Configuration
-from repro.strict import facts
+from repro.strict import facts, positive, within
 
 SUFFIXES = (".safetensors", ".pkl")
 
 
-class Loaded(NamedTuple):
-    """A denoiser, ready on its device, and the sha256 of what it is."""
+@dataclass(frozen=True)
+class Solver:
+    """How images are sampled (`sampler` in a study): every field decides bits."""
 
-    network: Denoiser
-    sha256: str
+    #: Heun steps; the networks are evaluated 2 num_steps - 1 times.
+    num_steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = math.inf
+    S_noise: float = 1.0
+    #: Seeds per batch; convolutions differ in the last bits between sizes.
+    batch_size: int = 50
+    #: Run the networks through torch.compile, which moves the last bits.
+    compile: bool = False
+    #: Whether the VAE's convolutions may use TF32 on CUDA, as in the published runs.
+    vae_tf32: bool = True
+
+    def __post_init__(self) -> None:
+        positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size")
+        within(self, 0, math.inf, "S_churn", "S_min", "S_noise")
+        if self.sigma_min >= self.sigma_max:
+            raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
+
+    def arguments(self) -> dict[str, float]:
+        """The solver's arguments of `repro.sampler.sample`."""
+        names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How what is sampled is kept (`shards` in a study): no field decides bits."""
+
+    #: Seeds per shard file.
+    size: int = 1000
+    #: False: images are measured as they are made, and only their features and the first few are kept.
+    keep_images: bool = True
+
+    def __post_init__(self) -> None:
+        positive(self, "size")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What decides the bits of an image, apart from its seed and the device type."""
+
+    guided: Guided
+    solver: Solver = field(default_factory=Solver)
+
+    def __post_init__(self) -> None:
+        interval = self.guided.interval
+        if interval is not None and interval[1] >= self.solver.num_steps:
+            raise InputError(f"interval {list(interval)}: the sampler has steps 0 to {self.solver.num_steps - 1}")
 
 
 @dataclass(frozen=True)
@@ -51,9 +100,8 @@ class Pair:
         Networks count as what they are, not by name, and fields at their defaults do not count.
         """
         guided = replace(self.configuration.guided, main=self.main_sha256, guide=self.guide_sha256)
-        decides: dict[str, Any] = facts(replace(self.configuration, guided=guided))
-        decides |= {"device": self.device.type} | numerics("sampling")
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        decides = facts(replace(self.configuration, guided=guided)) | {"device": self.device.type}
+        return hashlib.sha256(json.dumps(decides | numerics("sampling"), sort_keys=True).encode()).hexdigest()
 
     def at(self, guidance: float) -> "Pair":
         """The same loaded networks at another weight; 1 needs no guide, and any other one."""
@@ -72,36 +120,35 @@ def load_pair(
     `files`: of a network that is code, further files and folders that decide what it is. Raises InputError for files
     that are missing or broken, networks that do not fit together, and a network that would guide itself.
     """
-    c = replace(configuration, guided=configuration.guided.active)
-    g = c.guided
+    g, solver = configuration.guided.active, configuration.solver
 
-    def load(source: str) -> Loaded:
+    def load(source: str) -> tuple[Denoiser, str]:
         if Path(source).suffix not in SUFFIXES and ":" in source:
             return load_code(source, device, (files or {}).get(source, ()))
         snapshot = snapshots.load(source)
         network = fold(snapshot.network, device)
         network.encoder = snapshot.encoder
-        if c.solver.compile:
+        if solver.compile:
             network.compile()
-        return Loaded(network, sha256_file(source))
+        return network, sha256_file(source)
 
-    main = load(g.main)
-    if hasattr(main.network.encoder, "tf32"):
-        main.network.encoder.tf32 = c.solver.vae_tf32
-    pair = Pair(c, degrade(main.network, g.main_degradations, MAIN), None, main.sha256, None, device)
+    main, sha256 = load(g.main)
+    if hasattr(main.encoder, "tf32"):
+        main.encoder.tf32 = solver.vae_tf32
+    pair = Pair(replace(configuration, guided=g), degrade(main, g.main_degradations, MAIN), None, sha256, None, device)
     if g.guide is None:
         return pair
-    guide = load(g.guide)
-    check_pair(main.network, guide.network, g.main, g.guide)
-    if guide.sha256 == main.sha256 and g.main_degradations == g.guide_degradations:
+    guide, guide_sha256 = load(g.guide)
+    check_pair(main, guide, g.main, g.guide)
+    if guide_sha256 == sha256 and g.main_degradations == g.guide_degradations:
         raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
-    return replace(pair, guide=degrade(guide.network, g.guide_degradations, GUIDE), guide_sha256=guide.sha256)
+    return replace(pair, guide=degrade(guide, g.guide_degradations, GUIDE), guide_sha256=guide_sha256)
 
 
-def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> Loaded:
-    """The user's own model: what `function` of `module:function` returns, in evaluation mode on `device`.
+def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:
+    """The user's own model, what `function` of `module:function` returns, in evaluation mode on `device`; its sha256.
 
-    Its digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
+    The digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
     never of its name. Raises InputError where it cannot be imported, is no Denoiser, or has nothing to tell it by.
     """
     module, _, function = source.partition(":")
@@ -109,9 +156,7 @@ def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> L
         model = getattr(importlib.import_module(module), function)()
     if not isinstance(model, Denoiser):
         raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
-    tensors: dict[str, Tensor] = {}
-    if isinstance(model, torch.nn.Module):
-        tensors = model.eval().requires_grad_(False).to(device).state_dict()
+    tensors = model.eval().requires_grad_(False).to(device).state_dict() if isinstance(model, torch.nn.Module) else {}
     listed = [*files, *getattr(model, "files", ())]
     if not tensors and not listed:
         raise InputError(
@@ -119,12 +164,11 @@ def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> L
             "would go unnoticed; make it a torch.nn.Module or give it `files`"
         )
     content = [weights.digest(tensors), *(sha256 for path in listed for sha256 in _contents(Path(path)))]
-    return Loaded(model, hashlib.sha256("\n".join(content).encode()).hexdigest())
+    return model, hashlib.sha256("\n".join(content).encode()).hexdigest()
 
 
 def _contents(path: Path) -> list[str]:
     """Digests of a file, or of the files in a folder."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder, though the model depends on it")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return [sha256_file(file) for file in files if file.suffix != ".pyc"]
+    return [sha256_file(p) for p in sorted([path, *path.rglob("*")]) if p.is_file() and p.suffix != ".pyc"]

@@ -4,6 +4,7 @@ A shard holds what was made of a run of seeds, with a manifest of how: images as
 features (`repro.sampling.features`). One that stands is verified instead of made again.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -23,14 +24,11 @@ from metrics import distributed
 from metrics.files import InputError
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
-from repro.sampling.configuration import Configuration
-from repro.sampling.pairs import Pair
+from repro.sampling.pairs import Configuration, Pair
 from repro.strict import build
 
 MANIFEST = "manifest.json"
 TORN = (OSError, KeyError, ValueError, zipfile.BadZipFile)
-#: Asked for a file with a test of its content: put there one that somebody has made already, if there is one.
-Borrow = Callable[[Path, Callable[[Path], bool]], bool]
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,6 @@ class Manifest:
     labels: list[int] = field(default_factory=list)
     #: Of the PNGs in seed order.
     images_sha256: str = ""
-
-    @classmethod
-    def of(cls, pair: Pair, seeds: list[int], labels: list[int]) -> "Manifest":
-        """The manifest of what is made from `pair` here."""
-        versions = {"torch": torch.__version__, "numpy": np.__version__}
-        sources = (pair.main_sha256, pair.guide_sha256, pair.device.type, versions)
-        return cls(pair.digest, pair.configuration, *sources, seeds, labels)
 
     @classmethod
     def read(cls, facts: Any, path: Path) -> "Manifest":
@@ -110,7 +101,9 @@ class Form(Protocol):
             parts.append(pool.submit(self.encode, images))
             labels += classes
             bar.update(len(members))
-        self.keep(path, Manifest.of(pair, seeds, labels), [part.result() for part in parts])
+        made = (pair.digest, pair.configuration, pair.main_sha256, pair.guide_sha256, pair.device.type)
+        versions = {"torch": torch.__version__, "numpy": np.__version__}
+        self.keep(path, Manifest(*made, versions, seeds, labels), [part.result() for part in parts])
 
 
 class ImageShards(Form):
@@ -119,34 +112,27 @@ class ImageShards(Form):
     suffix = ".zip"
 
     def manifest(self, path: Path) -> Manifest | None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                found = json.loads(archive.read(MANIFEST))
-        except TORN:
-            return None
-        return Manifest.read(found, path)
+        found = None
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
+            found = json.loads(archive.read(MANIFEST))
+        return None if found is None else Manifest.read(found, path)
 
     def is_sound(self, path: Path, manifest: Manifest) -> bool:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds)
-        except TORN:
-            return False
+        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
+            return manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds)
+        return False
 
     def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
         return [encode_png(image) for image in images]
 
     def keep(self, path: Path, manifest: Manifest, parts: list[list[bytes]]) -> None:
-        pngs = [png for part in parts for png in part]
-        facts = replace(manifest, images_sha256=_digest(pngs)).facts()
-        named = zip(map(_name, manifest.seeds), pngs, strict=True)
-        write_zip(path, [*named, (MANIFEST, json.dumps(facts, sort_keys=True))])
+        pngs = dict(zip(map(_name, manifest.seeds), (png for part in parts for png in part), strict=True))
+        facts = replace(manifest, images_sha256=_digest(pngs.values())).facts()
+        write_zip(path, [*pngs.items(), (MANIFEST, json.dumps(facts, sort_keys=True))])
 
     def bytes_per_image(self, pair: Pair) -> float:
-        """Half a byte per value."""
-        side = pair.main.img_resolution
-        latent = getattr(pair.main.encoder, "kind", "rgb") == "vae"
-        return 0.5 * (3 * (8 * side) ** 2 if latent else pair.main.img_channels * side**2)
+        side, latent = pair.main.img_resolution, getattr(pair.main.encoder, "kind", "rgb") == "vae"
+        return 0.5 * (3 * (8 * side) ** 2 if latent else pair.main.img_channels * side**2)  # half a byte per value
 
 
 IMAGES = ImageShards()
@@ -182,11 +168,12 @@ def generate(
     size: int = 1000,
     description: str = "",
     form: Form = IMAGES,
-    borrow: Borrow | None = None,
+    borrow: Callable[[Path, Callable[[Path], bool]], bool] | None = None,
 ) -> list[Path]:
     """Write the shards of `seeds`, `size` each, that are missing in `folder`; under torchrun the ranks share them.
 
-    Returns the paths of all shards, in seed order. Raises InputError where one was made from another configuration.
+    `borrow`, asked for a file with a test of its content, puts one there that somebody has made already, if it finds
+    one. Returns the paths of all shards in seed order. Raises InputError where one was made from another configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = [(members, folder / shard_name(members, form.suffix)) for members in grouped(seeds, size)]
@@ -200,8 +187,10 @@ def generate(
         images = total * distributed.world_size()
         room = tqdm.format_sizeof(images * form.bytes_per_image(pair), "B")
         distributed.print0(f"{description}: {images:,} images to sample, about {room} on disk")
-    hidden = None if distributed.rank() == 0 else True
-    with tqdm(total=total, unit="img", desc=description, disable=hidden) as bar, ThreadPoolExecutor(2) as pool:
+    with (
+        tqdm(total=total, unit="img", desc=description, disable=distributed.rank() > 0 or None) as bar,
+        ThreadPoolExecutor(2) as pool,
+    ):
         for members, path in missing:
             form.write(pair, members, path, pool, bar)
     distributed.barrier()

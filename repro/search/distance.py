@@ -16,9 +16,8 @@ from metrics import distributed
 from metrics.features import FeatureSet
 from metrics.frechet import Estimate, frechet_distance, paired_difference
 from metrics.statistics import Statistics
-from repro.sampling.configuration import Configuration
 from repro.sampling.features import FeatureShards, block_features
-from repro.sampling.pairs import Pair, load_pair
+from repro.sampling.pairs import Configuration, Pair, load_pair
 from repro.sampling.shards import shard_name
 from repro.search.runs import Networks
 from repro.search.space import Candidate

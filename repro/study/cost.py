@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cache
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,14 +80,13 @@ def training(config: TrainingConfig, recipe: Recipe) -> dict[str, float]:
     counted = count(settings.network, recipe.data_shape, settings.conditional)
     gflops, speed = TRAINING.T
     rate = float(np.interp(counted.gflops, gflops, gflops * speed))
-    snapshots = -(-nimg // settings.snapshot_nimg) * len(settings.ema_stds)
     return {
         "Mparameters": counted.parameters / 1e6,
         "Gflops per evaluation": counted.gflops,
         "Mimages": nimg / 1e6,
         "zettaflops": 3 * counted.gflops * nimg / 1e12,
         "A100-days": nimg * counted.gflops / rate / 86400,
-        "GB of snapshots": snapshots * counted.parameters * 2 / 1e9,
+        "GB of snapshots": -(-nimg // settings.snapshot_nimg) * len(settings.ema_stds) * counted.parameters * 2 / 1e9,
         "GB of the checkpoint": counted.parameters * CHECKPOINT_BYTES / 1e9,
     }
 
@@ -99,13 +97,11 @@ def describe(config: TrainingConfig, recipe: Recipe) -> str:
     return "\n".join([*lines, "", *(f"{key:26} {value:,.4g}" for key, value in training(config, recipe).items())])
 
 
-def tflops_per_image(main: Recipe, guide: Recipe | None = None, steps: int = 32, guided_steps: float = inf) -> float:
+def tflops_per_image(main: Recipe, guide: Recipe | None = None, steps: int = 32, guided_steps: float = np.inf) -> float:
     """Arithmetic of one image, VAE included, in Tflops; the guide is evaluated in `guided_steps` of the steps only."""
     evaluations = 2 * steps - 1  # the last Heun step has no second evaluation
-    gflops = evaluations * count_published(main).gflops
-    if guide is not None:
-        gflops += min(2 * guided_steps, evaluations) * count_published(guide).gflops
-    return (gflops + VAE_GFLOPS * (main.resolution == 512)) / 1e3
+    guiding = 0 if guide is None else min(2 * guided_steps, evaluations) * count_published(guide).gflops
+    return (evaluations * count_published(main).gflops + guiding + VAE_GFLOPS * (main.resolution == 512)) / 1e3
 
 
 def seconds_per_image(tflops: float, guided: bool) -> float:
@@ -129,30 +125,27 @@ def cost(study: Study, speed: float = 1.0) -> pd.DataFrame:
 
 def _stages(study: Study, speed: float) -> Iterator[dict[str, object]]:
     for key, item in study.networks.items():
-        files = item.files()
-        size = sum(_gigabytes(published(name)) for name in files)
-        yield {"stage": f"networks@{key}", "download_gb": size, "disk_gb": size, "basis": f"{len(files)} files"}
+        size = sum(_gigabytes(published(name)) for name in item.files())
+        yield {"stage": f"networks@{key}", "download_gb": size, "disk_gb": size, "basis": f"{len(item.files())} files"}
     for key, wanted in study.reconstruct.items():
-        lengths = len(wanted.ema_stds)
-        size = _gigabytes(_behind(study, key)) * lengths
-        yield {"stage": f"reconstruct@{key}", "disk_gb": size, "basis": f"{lengths} EMA lengths"}
+        size, lengths = _gigabytes(_behind(study, key)), len(wanted.ema_stds)
+        yield {"stage": f"reconstruct@{key}", "disk_gb": size * lengths, "basis": f"{lengths} EMA lengths"}
     for key, sampled in study.generate.items():
         number, main = len(sampled.all_seeds()), _behind(study, sampled.guided.main)
-        image = BYTES[main.resolution] if main is not None and study.shards.keep_images else 0
-        size = number * (image + FEATURE_BYTES) / 1e9
-        yield {"stage": f"generate@{key}", "disk_gb": size} | _sampling(study, sampled.guided, number, speed)
+        size = FEATURE_BYTES + (BYTES[main.resolution] if main is not None and study.shards.keep_images else 0)
+        row = {"stage": f"generate@{key}", "disk_gb": number * size / 1e9}
+        yield row | _sampling(study, sampled.guided.active, number, speed)
     for key, sweep in study.sweeps.items():
         number = sum(len(parse_seeds(block)) for block in sweep.seeds) * len(sweep.values)
-        yield {"stage": f"sweep@{key}"} | _sampling(study, sweep.at(max(sweep.values)), number, speed)
+        yield {"stage": f"sweep@{key}"} | _sampling(study, sweep.at(max(sweep.values)).active, number, speed)
 
 
 def _sampling(study: Study, guided: Guided, images: int, speed: float) -> dict[str, object]:
-    guided = guided.active
     main = _behind(study, guided.main)
     guide = None if guided.guide is None else _behind(study, guided.guide)
     if main is None or (guided.guide is not None and guide is None):
         return {"images": images, "basis": "networks without published size"}
-    steps = inf if guided.interval is None else guided.interval[1] - guided.interval[0] + 1
+    steps = np.inf if guided.interval is None else guided.interval[1] - guided.interval[0] + 1
     tflops = tflops_per_image(main, guide, study.sampler.num_steps, steps)
     return {
         "images": images,
@@ -166,10 +159,8 @@ def _sampling(study: Study, guided: Guided, images: int, speed: float) -> dict[s
 def published(file: str) -> Recipe | None:
     """The recipe behind a published network file: `.../edm2-img512-xs-uncond-2147483-0.130.pkl`; None for others."""
     name = parse_name(Path(file).name)
-    if name is None:
-        return None
-    run = name.run.removesuffix("-uncond")
-    return replace(RECIPES[run], conditional=run == name.run) if run in RECIPES else None
+    run = name.run.removesuffix("-uncond") if name else ""
+    return replace(RECIPES[run], conditional=run == name.run) if name and run in RECIPES else None
 
 
 def _behind(study: Study, network: str) -> Recipe | None:
@@ -180,5 +171,4 @@ def _behind(study: Study, network: str) -> Recipe | None:
 
 
 def _gigabytes(recipe: Recipe | None) -> float:
-    """Size of a network file."""
     return 0.0 if recipe is None else count_published(recipe).parameters * 2 / 1e9

@@ -12,7 +12,6 @@ from repro.study.schema import ID, Study
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("studies")
-TEMPLATE = "mine"
 
 
 def load(path: Path = PARAMS) -> Study:
@@ -42,8 +41,8 @@ def _check_moved(raw: dict[str, Any]) -> None:
 
 
 def available() -> list[str]:
-    """Names of the studies in studies/, templates left out."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml") if path.stem != TEMPLATE)
+    """Names of the studies in studies/, the template `mine` left out."""
+    return sorted({path.stem for path in STUDIES.glob("*.yaml")} - {"mine"})
 
 
 def study_path(name: str) -> Path:
@@ -72,9 +71,7 @@ def use(name: str, force: bool = False) -> list[str]:
         if shared:
             raise InputError(f"{target}: stage {min(shared)} also occurs in {other}; ids must carry their study")
     if PARAMS.exists():
-        text = PARAMS.read_text()
-        known = [path.read_text() for path in STUDIES.glob("*.yaml")]
-        if text not in known and not force:
+        if not force and PARAMS.read_text() not in [path.read_text() for path in STUDIES.glob("*.yaml")]:
             raise InputError(f"{PARAMS} has edits that no file in {STUDIES}/ holds; save them there or pass --force")
         with contextlib.suppress(InputError):
             before = load(PARAMS).ids()

@@ -23,8 +23,7 @@ class Preset:
 
 def presets() -> Registry[Preset]:
     """All presets by name, in the authors' order."""
-    study = named("edm2")
-    found: Registry[Preset] = Registry("preset")
+    study, found = named("edm2"), Registry[Preset]("preset")
     for name, item in study.generate.items():
         pair, cell = item.guided.active, study.published[name]
         guide = None if pair.guide is None else Path(pair.guide).name

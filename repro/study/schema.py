@@ -13,7 +13,7 @@ from metrics.names import named
 from repro import snapshots
 from repro.data.kinds import KINDS, Kind
 from repro.guidance import Guided
-from repro.sampling.configuration import Configuration, Sharding, Solver
+from repro.sampling.pairs import Configuration, Sharding, Solver
 from repro.strict import build, inline, located, positive, within
 from repro.toy.settings import ToySettings
 from repro.training.config import MI, TrainingConfig
@@ -42,8 +42,7 @@ class Data:
     reference: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        build(KINDS[self.kind].measured, self.reference, "reference")
-        build(KINDS[self.kind], self.settings, "settings")
+        _ = self.measured, self.made  # which say what is wrong with them
 
     @property
     def made(self) -> Kind:
@@ -98,9 +97,8 @@ class RawSnapshots:
 
     def files(self) -> list[str]:
         """Paths below a base address, in order of training time."""
-        times = [mi * MI // 1000 for mi in range(self.every_Mi, self.until_Mi + 1, self.every_Mi)]
-        folder = f"raw-snapshots/{self.run}"
-        return [f"{folder}/{self.run}-{kimg:07d}-{std:.3f}.pkl" for kimg in times for std in self.ema_stds]
+        run, times = self.run, [mi * MI // 1000 for mi in range(self.every_Mi, self.until_Mi + 1, self.every_Mi)]
+        return [f"raw-snapshots/{run}/{run}-{kimg:07d}-{std:.3f}.pkl" for kimg in times for std in self.ema_stds]
 
 
 @dataclass(frozen=True)
@@ -168,10 +166,8 @@ class Generate:
     guided: Guided = inline()
 
     def __post_init__(self) -> None:
-        if not self.seeds:
+        if not [parse_seeds(block) for block in self.seeds]:
             raise InputError("seeds is empty, expected blocks such as 0-1023")
-        for block in self.seeds:
-            parse_seeds(block)
         if self.guided.guide is None:
             raise InputError("missing key guide; without guidance name the main network again")
 
@@ -207,10 +203,8 @@ class Sweep(Generate):
                 raise InputError(f"{role} is '{network}', expected a file in {role}_set, {folder}/...")
         if self.optimised_for is not None:
             named(self.optimised_for)
-        if not self.values:
+        if not [self.at(value) for value in self.values]:
             raise InputError("values is empty, expected places on the axis")
-        for value in self.values:
-            self.at(value)
 
     @property
     def shown(self) -> dict[Any, str]:
@@ -377,12 +371,11 @@ class Study:
                     raise InputError(f"{section}.{key}: expected an id of letters a-z, digits, - and _ (no dots)")
                 if seen.setdefault(key, section) != section:
                     raise InputError(f"{section}.{key}: the id occurs in {seen[key]} too; their folders would collide")
-        for section in ("train", "reconstruct", "generate", "sweeps"):
-            for key, item in getattr(self, section).items():
-                self._check_names(f"{section}.{key}", item)
-        for section in ("claims", "curve_claims"):
-            for i, item in enumerate(getattr(self, section)):
-                self._check_names(f"{section}[{i}]", item)
+        dicts, lists = ("train", "reconstruct", "generate", "sweeps"), ("claims", "curve_claims")
+        entries = {f"{name}.{key}": item for name in dicts for key, item in getattr(self, name).items()}
+        entries |= {f"{name}[{i}]": item for name in lists for i, item in enumerate(getattr(self, name))}
+        for where, item in entries.items():
+            self._check_names(where, item)
         for key in self.published:
             known(f"published.{key}", key, self.generate)
         for table in [p.table for p in self.published.values()] + [w.table for w in self.waived.values()]:

@@ -17,8 +17,7 @@ from repro.encoders import StabilityVAEEncoder
 from repro.guidance import Guided
 from repro.pixels import image_grid
 from repro.sampling.batches import sample_images
-from repro.sampling.configuration import Configuration, Solver
-from repro.sampling.pairs import load_pair
+from repro.sampling.pairs import Configuration, Solver, load_pair
 from repro.strict import positive, within
 from repro.training.config import MI, TrainingConfig
 from repro.training.loop import Line, append_lines, train, truncate_log

@@ -11,9 +11,8 @@ from metrics.files import Downloads, InputError, read_lock
 from repro import snapshots
 from repro.pipeline import acquire
 from repro.pipeline.acquire import everything, fetch_networks, networks
-from repro.pipeline.store import Store
-from repro.sampling.configuration import Sharding, Solver
-from repro.study import OUT, Evaluate, Networks, Study
+from repro.sampling.pairs import Sharding, Solver
+from repro.study import Evaluate, Networks, Study
 from tests.rehearsal.server import Server
 
 NAME = "raw-snapshots/tiny/tiny-0000032-0.050.pkl"
@@ -63,13 +62,13 @@ def test_network_that_another_study_has_is_linked_unless_it_has_another_source(
     out = tmp_path / "out"
     (theirs,) = fetch_networks([NAME], out / "theirs" / "networks" / "tiny", downloads)
     assert read_lock(downloads.lock).keys() == {NAME}
-    (mine,) = fetch_networks([NAME], out / "mine" / "networks" / "tiny", downloads, Store(out))
+    (mine,) = fetch_networks([NAME], out / "mine" / "networks" / "tiny", downloads, out)
     assert mine.samefile(theirs)
     assert len(server.gets(f"/{NAME}")) == 1
     for path in (theirs, mine):
         path.unlink()
     snapshots.save(snapshots.load(golden / "guide.pkl"), theirs)
-    fetch_networks([NAME], mine.parent, downloads, Store(out))
+    fetch_networks([NAME], mine.parent, downloads, out)
     assert len(server.gets(f"/{NAME}")) == 2
 
 
@@ -86,6 +85,6 @@ def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_g
     assert everything(study) == [folder]
     before = len(server.requests)
     monkeypatch.setenv("REPRO_OFFLINE", "1")
-    assert len(networks(study, both, folder, Store(OUT), acquire.downloads(study))) == 2
-    assert networks(study, first, folder, Store(OUT), acquire.downloads(study)) == list(folder.glob("*.safetensors"))
+    assert len(networks(study, both, folder, acquire.downloads(study))) == 2
+    assert networks(study, first, folder, acquire.downloads(study)) == list(folder.glob("*.safetensors"))
     assert len(server.requests) == before

@@ -8,8 +8,7 @@ import torch
 
 from metrics.files import InputError
 from repro.guidance import Guided
-from repro.sampling.configuration import Configuration, Solver
-from repro.sampling.pairs import load_code, load_pair
+from repro.sampling.pairs import Configuration, Solver, load_code, load_pair
 from repro.sampling.shards import generate, read_shard
 
 CPU = torch.device("cpu")
@@ -64,13 +63,13 @@ def test_a_foreign_model_is_welcome_and_in_evaluation_mode(foreign: str, tmp_pat
 
 
 def test_a_foreign_model_is_told_apart_by_its_weights_and_files_not_by_its_name(foreign: str, tmp_path: Path) -> None:
-    one, same, other = (load_code(f"{foreign}:{name}", CPU).sha256 for name in ("Model", "Model", "other"))
+    one, same, other = (load_code(f"{foreign}:{name}", CPU)[1] for name in ("Model", "Model", "other"))
     assert one == same
     assert one != other
     (tmp_path / "weights").write_text("1")
-    before = load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),)).sha256
+    before = load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),))[1]
     (tmp_path / "weights").write_text("2")
-    assert load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),)).sha256 != before
+    assert load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),))[1] != before
     with pytest.raises(InputError, match="has neither parameters nor a list `files`"):
         load_code(f"{foreign}:Plain", CPU)
     with pytest.raises(InputError, match="no such file or folder"):

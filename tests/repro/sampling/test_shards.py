@@ -16,8 +16,7 @@ from metrics.files import InputError
 from repro.guidance import Guided
 from repro.networks import Denoiser, Precond
 from repro.sampling.batches import ahead, sample_batch, sample_images
-from repro.sampling.configuration import Configuration, Solver
-from repro.sampling.pairs import Pair, load_pair
+from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
 from repro.sampling.shards import generate, read_shard
 
 CPU = torch.device("cpu")
