@@ -57,10 +57,11 @@ def configurations_view(rows: pd.DataFrame) -> View:
     """Methods x metrics; settings columns appear where something is set."""
     settings = [name for name in SETTINGS if rows[name].notna().any()]
     columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
-    labels, best, lines = _labels(rows, ["method"]), _best(rows), []
-    for key, group in rows.groupby("configuration", sort=False):
-        made = (setting_cell(group[name].iloc[0]) for name in settings)
-        lines.append([Cell(labels[key]), *made, *_value_cells(group, best)])
+    labels, best = _labels(rows, ["method"]), _best(rows)
+    lines = [
+        [Cell(labels[key]), *(setting_cell(group[name].iloc[0]) for name in settings), *_value_cells(group, best)]
+        for key, group in rows.groupby("configuration", sort=False)
+    ]
     return View([*columns, *_value_columns(rows)], lines, notes(rows))
 
 
@@ -97,11 +98,9 @@ def _best(rows: pd.DataFrame) -> set[object]:
 
 def _value_columns(rows: pd.DataFrame) -> list[Column]:
     """Headings of `_value_cells`: number of images, and every metric with the direction of improvement."""
-    metrics = [metric(name) for name in dict.fromkeys(rows["metric"])]
-    return [
-        Column("N"),
-        *(Column(m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in metrics),
-    ]
+    metrics = map(metric, dict.fromkeys(rows["metric"]))
+    texts = ((m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in metrics)
+    return [Column("N"), *(Column(*text) for text in texts)]
 
 
 def _value_cells(group: pd.DataFrame, best: set[object]) -> list[Cell]:

@@ -13,8 +13,8 @@ from repro.toy.settings import ToySettings
 
 STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
-ORIGIN = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
-ORIGIN += ["device", "versions", "commit"]
+DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
+ORIGIN = [*DIGESTS, "device", "versions", "commit"]
 CURVE = ["configuration", "method", "axis", "axis_value", "metric", *STATISTICS, "reason"]
 SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
 
