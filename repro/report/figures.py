@@ -9,18 +9,20 @@ import PIL.Image
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from repro.drawing import COLUMN, MARKERS, PAGE, PALETTE, styled
+from repro.drawing import COLUMN, MARKERS, MUTED, PAGE, PALETTE, styled
 from repro.pixels import image_grid
-from repro.report.tables import metric
-from repro.verdicts import names
+from repro.report.tables import method_label, metric
+
+#: Methods have the same colour in every figure.
+COLOURS = {"unguided": MUTED, "autoguidance": PALETTE[0], "cfg": PALETTE[1], "interval": PALETTE[2]}
 
 
-def look(name: str, place: int, beside: Iterable[str] = tuple(names.COLOURS)) -> dict[str, Any]:
+def look(name: str, place: int, beside: Iterable[str] = tuple(COLOURS)) -> dict[str, Any]:
     """How matplotlib draws a method: its colour is the same in every figure; others have one by their place in the
     figure, apart from the methods' that stand `beside`."""
-    free = [c for c in PALETTE if c not in {names.COLOURS.get(other) for other in beside}]
-    colour = names.COLOURS.get(name, free[place % len(free)])
-    return {"color": colour, "marker": MARKERS[place % len(MARKERS)], "label": names.label(name)}
+    free = [c for c in PALETTE if c not in {COLOURS.get(other) for other in beside}]
+    colour = COLOURS.get(name, free[place % len(free)])
+    return {"color": colour, "marker": MARKERS[place % len(MARKERS)], "label": method_label(name)}
 
 
 @styled
@@ -33,17 +35,14 @@ def draw_curves(points: pd.DataFrame, labels: dict[str, str], xlabel: str) -> Fi
     columns = min(len(metrics), 3)
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 1.9 * lines + 0.45))
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for ax, name in zip(panels, metrics, strict=False):
+    for number, name in enumerate(metrics, 1):
+        ax = figure.add_subplot(lines, columns, number)
         for place, (sweep, label) in enumerate(labels.items()):
-            curve = points[(points["configuration"] == sweep) & (points["metric"] == name)].sort_values("axis_value")
-            style = look(label, place, labels.values())
-            ax.plot(curve["axis_value"], curve["mean"], **style)
-            band = curve["min"], curve["max"]
-            ax.fill_between(curve["axis_value"], *band, color=style["color"], alpha=0.2, linewidth=0)
+            curve = points[(points["configuration"] == sweep) & (points["metric"] == name)].set_index("axis_value")
+            curve, style = curve.sort_index(), look(label, place, labels.values())
+            ax.plot(curve.index, curve["mean"], **style)
+            ax.fill_between(curve.index, curve["min"], curve["max"], color=style["color"], alpha=0.2, linewidth=0)
         ax.set(xlabel=xlabel, ylabel=metric(name).axis)
-    for ax in panels[len(metrics) :]:
-        ax.set_visible(False)
     _legend(figure, len(labels))
     return figure
 
@@ -97,7 +96,7 @@ def draw_methods(summary: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         ax.set_xlabel(metric(name).axis)
         ax.grid(axis="y", visible=False)
     unique = len(set(methods.values())) == len(methods)
-    labels = [names.label(shown) if unique else key for key, shown in methods.items()]
+    labels = [method_label(shown) if unique else key for key, shown in methods.items()]
     panels[0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure
 
@@ -131,7 +130,7 @@ def draw_samples(images: dict[str, NDArray[np.uint8]], labels: NDArray[np.int64]
         picture = mosaic(found[np.concatenate(rows)], per_class)
         ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         centres = (np.arange(len(rows)) + 0.5) * (picture.height / len(rows)) - 0.5
-        ax.set(xticks=[], yticks=centres, yticklabels=ticks if ax is blocks[0] else [], title=names.label(name))
+        ax.set(xticks=[], yticks=centres, yticklabels=ticks if ax is blocks[0] else [], title=method_label(name))
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)

@@ -14,8 +14,9 @@ from metrics.names import qualified
 from repro.drawing import WEIGHT_LABEL, save
 from repro.report import figures
 from repro.report.page import Figure, Preview
+from repro.report.tables import method_label
 from repro.study import Study
-from repro.verdicts import measures, names
+from repro.verdicts import measures
 
 HEADLINE_METHODS = ("unguided", "cfg", "autoguidance")
 EMA_LABEL = r"EMA length $\sigma_{\mathrm{rel}}$"
@@ -81,8 +82,11 @@ def _draw_methods(data: str, rows: pd.DataFrame) -> Iterator[Drawn]:
     metrics = list(dict.fromkeys(rows["metric"]))
     if metrics:
         shown = Figure(f"{data}-methods", f"Methods: {data}", "Mean (point), least and largest seed block (bar).")
-        numbers = rows[["configuration", "method", "metric", "mean", "min", "max"]]
-        yield shown, figures.draw_methods(rows, metrics[:4]), numbers
+        yield (
+            shown,
+            figures.draw_methods(rows, metrics[:4]),
+            rows[["configuration", "method", "metric", "mean", "min", "max"]],
+        )
     pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][["configuration", "method", "metric", "min"]]
     if pair["metric"].nunique() == 2:
         shown = Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks.")
@@ -103,15 +107,13 @@ def _draw_samples(data: str, chosen: list[Preview]) -> Iterator[Drawn]:
 def _draw_curves(study: Study, curves: pd.DataFrame) -> Iterator[Drawn]:
     for (figure, only), family in curve_families(study).items():
         title, caption, xlabel = CURVES[figure]
-        points = curves[curves["configuration"].isin(family)]
-        if only:
-            points = points[points["metric"] == only]
+        metrics = [only] if only else curves["metric"]
+        points = curves[curves["configuration"].isin(family) & curves["metric"].isin(metrics)]
         if points.empty:
             continue
-        bands = "Bands: least to largest seed block."
-        if points["blocks"].max() == 1:
-            count = int(points["num_images"].max())
-            bands = f"One seed block of {count} images each: the spread is unknown, other seeds may rank otherwise."
+        count = int(points["num_images"].max())
+        single = f"One seed block of {count} images each: the spread is unknown, other seeds may rank otherwise."
+        bands = single if points["blocks"].max() == 1 else "Bands: least to largest seed block."
         labels = {key: label for key, label in family.items() if key in set(points["configuration"])}
         shown = Figure("-".join(filter(None, ["sensitivity", figure, only])), title, f"{caption} {bands}")
         yield shown, figures.draw_curves(points, labels, xlabel), points
@@ -136,8 +138,7 @@ def curve_families(study: Study) -> dict[tuple[str, str], dict[str, str]]:
         for key, sweep in sweeps.items():
             only = sweep.optimised_for if figure == "guidance" else None
             labels = families.setdefault((figure, only or ""), {})
-            label = sweep.shown[figure] or sweep.method
-            if figure == "ema" and not sweep.shown[figure]:
-                label = ROLES[sweep.axis] + (f", {names.label(sweep.method)}" if several else "")
+            role = ROLES.get(sweep.axis, "") + (f", {method_label(sweep.method)}" if several else "")
+            label = sweep.shown[figure] or (role if figure == "ema" else sweep.method)
             labels[key] = f"{label} ({key})" if label in labels.values() else label
     return families

@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 
 from repro.drawing import COLUMN, INK
 from repro.report.figures import mosaic
-from repro.report.tables import Table, read_csv
+from repro.report.tables import Table, method_label, read_csv
 from repro.report.views import MOODS, TEMPLATES, to_html
 from repro.study import Study
-from repro.verdicts import measures, names
+from repro.verdicts import measures
 
 TILE = 128  # pixels: larger samples are scaled down
 COLUMNS = 8  # samples side by side
@@ -51,11 +51,7 @@ class Preview:
 
 
 def render(
-    study: Study,
-    folder: Path,
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
-    previews: dict[str, list[Preview]],
+    study: Study, folder: Path, tables: Sequence[Table], figures: Sequence[Figure], previews: dict[str, list[Preview]]
 ) -> str:
     """The page, from the files that the report wrote into `folder`."""
     planned = measures.entries(study)
@@ -69,7 +65,10 @@ def render(
         verdicts=[table for table in shown if table["judges"]],
         tables=[table for table in shown if not table["judges"]],
         figures=[_figure(figure, folder) for figure in figures],
-        flips={data: [_flip(preview) for preview in found] for data, found in previews.items()},
+        flips={
+            data: [vars(p) | {"label": method_label(p.method), "uri": sprite(p.images)} for p in found]
+            for data, found in previews.items()
+        },
         moods=MOODS,
         origin=provenance(paths),
     )
@@ -78,9 +77,10 @@ def render(
 def _table(table: Table, path: Path) -> dict[str, Any]:
     """What the page says of a table: its CSV, the view of it, and which verdicts came out how often."""
     rows = read_csv(path)
-    view, verdicts = table.view(rows), rows["verdict"].value_counts() if table.judges else {}
-    made = {"html": Markup(to_html(view)), "notes": view.notes, "csv": _embedded(path)}
-    return vars(table) | made | {"rows": len(rows), "counts": dict(verdicts)}
+    view = table.view(rows)
+    counts = rows["verdict"].value_counts().to_dict() if table.judges else {}
+    shown = {"html": Markup(to_html(view)), "notes": view.notes, "csv": _embedded(path)}
+    return vars(table) | shown | {"rows": len(rows), "counts": counts}
 
 
 def _figure(figure: Figure, folder: Path) -> dict[str, Any]:
@@ -113,19 +113,14 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     return svg.replace("<svg", head, 1)
 
 
-def _flip(preview: Preview) -> dict[str, Any]:
-    return vars(preview) | {"label": names.label(preview.method), "uri": sprite(preview.images)}
-
-
 def sprite(images: NDArray[np.uint8]) -> str:
     """uint8 [n, H, W, C] -> data URI of a grid, `COLUMNS` wide; small images as PNG, photographs as JPEG."""
     picture, buffer = mosaic(images, COLUMNS), io.BytesIO()
     width = picture.width // COLUMNS
-    if width <= 68:
-        picture.save(buffer, "png", optimize=True)
-        return data_uri(buffer.getvalue(), "image/png")
-    ImageOps.scale(picture, min(width, TILE) / width, Image.Resampling.LANCZOS).save(buffer, "jpeg", quality=88)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    kind = "png" if width <= 68 else "jpeg"
+    shown = ImageOps.scale(picture, min(width, TILE) / width, Image.Resampling.LANCZOS)
+    shown.save(buffer, kind, optimize=kind == "png", quality=88)
+    return data_uri(buffer.getvalue(), f"image/{kind}")
 
 
 def provenance(paths: Sequence[Path]) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import SEPARATING_LINE, tabulate
 
 MOODS = {"holds": "good", "does not hold": "bad", "reproduced": "good", "better": "good", "off": "bad"}
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
+    loader=PackageLoader("repro.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 TEX_TEMPLATES = TEMPLATES.overlay("<%", "%>", "<<", ">>", autoescape=False)  # LaTeX is full of braces
 TEX = str.maketrans(
