@@ -28,6 +28,7 @@ CURVES = {  # figures of sweeps: title, caption, axis
     "corruptions": ("Guidance weight and corruptions", "Corruption of main / guide. Paper: section 4.", WEIGHT_LABEL),
     "ema": ("Sensitivity to EMA lengths", "One varies, the other stays. Paper: figure 3c.", EMA_LABEL),
 }
+POINT = ("configuration", "method", "metric")  # which value a row of a figure's CSV is
 #: What a figure is, its drawing, and the numbers it shows.
 Drawn = tuple[Figure, Drawing, pd.DataFrame | None]
 
@@ -73,27 +74,21 @@ def _copy_toy(study: Study, folder: Path) -> Iterator[Figure]:
 
 def _draw(study: Study, measured: pd.DataFrame, previews: dict[str, list[Preview]]) -> Iterator[Drawn]:
     for data, ids in measures.generated(study).items():
-        yield from _draw_methods(data, measured[measured["configuration"].isin(ids)])
-        yield from _draw_samples(data, [p for p in previews.get(data, []) if p.method in HEADLINE_METHODS])
+        chosen = [preview for preview in previews.get(data, []) if preview.method in HEADLINE_METHODS]
+        yield from _draw_data(data, measured[measured["configuration"].isin(ids)], chosen)
     yield from _draw_curves(study, measures.curves(measured).drop(columns="reason"))
 
 
-def _draw_methods(data: str, rows: pd.DataFrame) -> Iterator[Drawn]:
+def _draw_data(data: str, rows: pd.DataFrame, chosen: list[Preview]) -> Iterator[Drawn]:
+    """What was measured of the images of one kind of data, and the `chosen` samples."""
     metrics = list(dict.fromkeys(rows["metric"]))
     if metrics:
         shown = Figure(f"{data}-methods", f"Methods: {data}", "Mean (point), least and largest seed block (bar).")
-        yield (
-            shown,
-            figures.draw_methods(rows, metrics[:4]),
-            rows[["configuration", "method", "metric", "mean", "min", "max"]],
-        )
-    pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][["configuration", "method", "metric", "min"]]
+        yield shown, figures.draw_methods(rows, metrics[:4]), rows[[*POINT, "mean", "min", "max"]]
+    pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][[*POINT, "min"]]
     if pair["metric"].nunique() == 2:
         shown = Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks.")
         yield shown, figures.draw_scatter(pair, "fid", "fd_dinov2"), pair
-
-
-def _draw_samples(data: str, chosen: list[Preview]) -> Iterator[Drawn]:
     images: dict[str, NDArray[np.uint8]] = {}
     for preview in chosen:
         images.setdefault(preview.method, preview.images)  # the first of each method

@@ -90,8 +90,9 @@ def _tabulate(view: View, table: list[Any], style: str) -> str:
 
 def to_latex(view: View, label: str, caption: str) -> str:
     """A `table` environment, no wider than the text; needs the packages booktabs and graphicx."""
-    template = TEX_TEMPLATES.get_template("table.tex")
-    return template.render(view=view, label=label, caption=caption, tex=tex_escape) + "\n"
+    return (
+        TEX_TEMPLATES.get_template("table.tex").render(view=view, label=label, caption=caption, tex=tex_escape) + "\n"
+    )
 
 
 def tex_escape(text: str) -> str:
