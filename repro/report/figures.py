@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import PIL.Image
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from repro.drawing import COLUMN, MARKERS, PAGE, PALETTE, styled
+from repro.drawing import COLUMN, MARKERS, MUTED, PAGE, PALETTE, styled
 from repro.pixels import image_grid
-from repro.report.tables import metric
-from repro.verdicts import names
-from repro.verdicts.names import COLOURS
+from repro.report.tables import method_label, metric
+
+#: Methods have the same colour in every figure.
+COLOURS = {"unguided": MUTED, "autoguidance": PALETTE[0], "cfg": PALETTE[1], "interval": PALETTE[2]}
 
 
 def look(name: str, place: int, beside: Iterable[str] = tuple(COLOURS)) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def look(name: str, place: int, beside: Iterable[str] = tuple(COLOURS)) -> dict[
     figure, apart from the methods' that stand `beside`."""
     free = [c for c in PALETTE if c not in {COLOURS.get(other) for other in beside}]
     colour = COLOURS.get(name, free[place % len(free)])
-    return {"color": colour, "marker": MARKERS[place % len(MARKERS)], "label": names.label(name)}
+    return {"color": colour, "marker": MARKERS[place % len(MARKERS)], "label": method_label(name)}
 
 
 @styled
@@ -35,28 +35,24 @@ def draw_curves(points: pd.DataFrame, labels: dict[str, str], xlabel: str) -> Fi
     columns = min(len(metrics), 3)
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, 1.9 * lines + 0.45))
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for ax, name in zip(panels, metrics, strict=False):
+    for number, name in enumerate(metrics, 1):
+        ax = figure.add_subplot(lines, columns, number)
         for place, (sweep, label) in enumerate(labels.items()):
-            curve = points[(points["configuration"] == sweep) & (points["metric"] == name)].sort_values("axis_value")
-            style = look(label, place, labels.values())
-            ax.plot(curve["axis_value"], curve["mean"], **style)
-            shade = style["color"]
-            ax.fill_between(curve["axis_value"], curve["min"], curve["max"], color=shade, alpha=0.2, linewidth=0)
+            curve = points[(points["configuration"] == sweep) & (points["metric"] == name)].set_index("axis_value")
+            curve, style = curve.sort_index(), look(label, place, labels.values())
+            ax.plot(curve.index, curve["mean"], **style)
+            ax.fill_between(curve.index, curve["min"], curve["max"], color=style["color"], alpha=0.2, linewidth=0)
         ax.set(xlabel=xlabel, ylabel=metric(name).axis)
-    for ax in panels[len(metrics) :]:
-        ax.set_visible(False)
-    _legend(figure, panels[0], len(labels))
+    _legend(figure, len(labels))
     return figure
 
 
-def _legend(figure: Figure, ax: Axes, count: int) -> None:
-    """A legend above the panels, where no data can be."""
+def _legend(figure: Figure, count: int) -> None:
+    """A legend of the first panel's curves above all panels, where no data can be."""
     if count > 1:
-        handles, labels = ax.get_legend_handles_labels()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
         inches = 0.47 + 0.06 * max(map(len, labels))  # of a handle with its text, at 7 pt
-        fitting = max(1, int(figure.get_figwidth() / inches))
-        columns = min(count, 4 if figure.get_figwidth() > COLUMN else 2, fitting)
+        columns = min(count, 4 if figure.get_figwidth() > COLUMN else 2, max(1, int(figure.get_figwidth() / inches)))
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
@@ -81,7 +77,7 @@ def draw_tradeoff(points: pd.DataFrame, labels: dict[str, str], x: str, y: str) 
             ax.annotate(f"{weight:g}", tuple(here), (side, 4), textcoords="offset points", fontsize=7, ha=align)
     ax.margins(0.1)
     ax.set(xlabel=metric(x).axis, ylabel=metric(y).axis)
-    _legend(figure, ax, len(labels))
+    _legend(figure, len(labels))
     return figure
 
 
@@ -100,9 +96,8 @@ def draw_methods(summary: pd.DataFrame, metrics: Sequence[str]) -> Figure:
         ax.set_xlabel(metric(name).axis)
         ax.grid(axis="y", visible=False)
     unique = len(set(methods.values())) == len(methods)
-    labels = [names.label(shown) if unique else key for key, shown in methods.items()]
-    panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    labels = [method_label(shown) if unique else key for key, shown in methods.items()]
+    panels[0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
     return figure
 
 
@@ -110,14 +105,13 @@ def draw_methods(summary: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 def draw_scatter(summary: pd.DataFrame, x: str, y: str) -> Figure:
     """One metric against another, a point per configuration."""
     table = summary.pivot_table(index=["configuration", "method"], columns="metric", values="min", sort=False)
-    table = table.dropna(subset=[x, y])
+    groups = table.dropna(subset=[x, y]).groupby("method", sort=False)
     figure = Figure(figsize=(COLUMN, 3.2))
     ax = figure.subplots()
-    groups = table.groupby("method", sort=False)
     for place, (name, rows) in enumerate(groups):
         ax.plot(rows[x], rows[y], linestyle="none", **look(str(name), place))
     ax.set(xscale="log", yscale="log", xlabel=metric(x).axis, ylabel=metric(y).axis)
-    _legend(figure, ax, len(groups))
+    _legend(figure, len(groups))
     return figure
 
 
@@ -131,13 +125,12 @@ def draw_samples(images: dict[str, NDArray[np.uint8]], labels: NDArray[np.int64]
     per_class = len(rows[0])
     figure = Figure(figsize=(PAGE, PAGE * len(rows) / (per_class * len(images) + len(images) - 1) + 0.3))
     blocks = figure.subplots(1, len(images), squeeze=False)[0]
+    ticks = [f"class {labels[row[0]]}" if per_class > 1 else f"seed {seeds[row[0]]}" for row in rows]
     for ax, (name, found) in zip(blocks, images.items(), strict=True):
         picture = mosaic(found[np.concatenate(rows)], per_class)
         ax.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        ticks = [f"class {labels[row[0]]}" if per_class > 1 else f"seed {seeds[row[0]]}" for row in rows]
         centres = (np.arange(len(rows)) + 0.5) * (picture.height / len(rows)) - 0.5
-        ax.set_yticks(centres, ticks if ax is blocks[0] else [])
-        ax.set(xticks=[], title=names.label(name))
+        ax.set(xticks=[], yticks=centres, yticklabels=ticks if ax is blocks[0] else [], title=method_label(name))
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
@@ -156,5 +149,4 @@ def sample_rows(labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) > 12 or counts.min() < 2:
         return [np.array([i]) for i in range(min(len(labels), 8))]
-    width = min(4, int(counts.min()))
-    return [np.flatnonzero(labels == c)[:width] for c in classes]
+    return [np.flatnonzero(labels == c)[: min(4, counts.min())] for c in classes]

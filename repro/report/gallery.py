@@ -14,8 +14,9 @@ from metrics.names import qualified
 from repro.drawing import WEIGHT_LABEL, save
 from repro.report import figures
 from repro.report.page import Figure, Preview
+from repro.report.tables import method_label
 from repro.study import Study
-from repro.verdicts import measures, names
+from repro.verdicts import measures
 
 HEADLINE_METHODS = ("unguided", "cfg", "autoguidance")
 EMA_LABEL = r"EMA length $\sigma_{\mathrm{rel}}$"
@@ -27,6 +28,7 @@ CURVES = {  # figures of sweeps: title, caption, axis
     "corruptions": ("Guidance weight and corruptions", "Corruption of main / guide. Paper: section 4.", WEIGHT_LABEL),
     "ema": ("Sensitivity to EMA lengths", "One varies, the other stays. Paper: figure 3c.", EMA_LABEL),
 }
+POINT = ("configuration", "method", "metric")  # which value a row of a figure's CSV is
 #: What a figure is, its drawing, and the numbers it shows.
 Drawn = tuple[Figure, Drawing, pd.DataFrame | None]
 
@@ -72,24 +74,21 @@ def _copy_toy(study: Study, folder: Path) -> Iterator[Figure]:
 
 def _draw(study: Study, measured: pd.DataFrame, previews: dict[str, list[Preview]]) -> Iterator[Drawn]:
     for data, ids in measures.generated(study).items():
-        yield from _draw_methods(data, measured[measured["configuration"].isin(ids)])
-        yield from _draw_samples(data, [p for p in previews.get(data, []) if p.method in HEADLINE_METHODS])
+        chosen = [preview for preview in previews.get(data, []) if preview.method in HEADLINE_METHODS]
+        yield from _draw_data(data, measured[measured["configuration"].isin(ids)], chosen)
     yield from _draw_curves(study, measures.curves(measured).drop(columns="reason"))
 
 
-def _draw_methods(data: str, rows: pd.DataFrame) -> Iterator[Drawn]:
+def _draw_data(data: str, rows: pd.DataFrame, chosen: list[Preview]) -> Iterator[Drawn]:
+    """What was measured of the images of one kind of data, and the `chosen` samples."""
     metrics = list(dict.fromkeys(rows["metric"]))
     if metrics:
         shown = Figure(f"{data}-methods", f"Methods: {data}", "Mean (point), least and largest seed block (bar).")
-        numbers = rows[["configuration", "method", "metric", "mean", "min", "max"]]
-        yield shown, figures.draw_methods(rows, metrics[:4]), numbers
-    pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][["configuration", "method", "metric", "min"]]
+        yield shown, figures.draw_methods(rows, metrics[:4]), rows[[*POINT, "mean", "min", "max"]]
+    pair = rows[rows["metric"].isin(["fid", "fd_dinov2"])][[*POINT, "min"]]
     if pair["metric"].nunique() == 2:
         shown = Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks.")
         yield shown, figures.draw_scatter(pair, "fid", "fd_dinov2"), pair
-
-
-def _draw_samples(data: str, chosen: list[Preview]) -> Iterator[Drawn]:
     images: dict[str, NDArray[np.uint8]] = {}
     for preview in chosen:
         images.setdefault(preview.method, preview.images)  # the first of each method
@@ -103,15 +102,13 @@ def _draw_samples(data: str, chosen: list[Preview]) -> Iterator[Drawn]:
 def _draw_curves(study: Study, curves: pd.DataFrame) -> Iterator[Drawn]:
     for (figure, only), family in curve_families(study).items():
         title, caption, xlabel = CURVES[figure]
-        points = curves[curves["configuration"].isin(family)]
-        if only:
-            points = points[points["metric"] == only]
+        metrics = [only] if only else curves["metric"]
+        points = curves[curves["configuration"].isin(family) & curves["metric"].isin(metrics)]
         if points.empty:
             continue
-        bands = "Bands: least to largest seed block."
-        if points["blocks"].max() == 1:
-            count = int(points["num_images"].max())
-            bands = f"One seed block of {count} images each: the spread is unknown, other seeds may rank otherwise."
+        count = int(points["num_images"].max())
+        single = f"One seed block of {count} images each: the spread is unknown, other seeds may rank otherwise."
+        bands = single if points["blocks"].max() == 1 else "Bands: least to largest seed block."
         labels = {key: label for key, label in family.items() if key in set(points["configuration"])}
         shown = Figure("-".join(filter(None, ["sensitivity", figure, only])), title, f"{caption} {bands}")
         yield shown, figures.draw_curves(points, labels, xlabel), points
@@ -136,8 +133,7 @@ def curve_families(study: Study) -> dict[tuple[str, str], dict[str, str]]:
         for key, sweep in sweeps.items():
             only = sweep.optimised_for if figure == "guidance" else None
             labels = families.setdefault((figure, only or ""), {})
-            label = sweep.shown[figure] or sweep.method
-            if figure == "ema" and not sweep.shown[figure]:
-                label = ROLES[sweep.axis] + (f", {names.label(sweep.method)}" if several else "")
+            role = ROLES.get(sweep.axis, "") + (f", {method_label(sweep.method)}" if several else "")
+            label = sweep.shown[figure] or (role if figure == "ema" else sweep.method)
             labels[key] = f"{label} ({key})" if label in labels.values() else label
     return families

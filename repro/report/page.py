@@ -12,20 +12,19 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from repro.drawing import COLUMN, INK
 from repro.report.figures import mosaic
-from repro.report.tables import Table, read_csv, read_view
+from repro.report.tables import Table, method_label, read_csv
 from repro.report.views import MOODS, TEMPLATES, to_html
 from repro.study import Study
-from repro.verdicts import measures, names
+from repro.verdicts import measures
 
 TILE = 128  # pixels: larger samples are scaled down
 COLUMNS = 8  # samples side by side
 FACTS = {"device": "Devices", "versions": "Versions", "commit": "Commits"}
-DIGESTS = ["configuration", "main", "main_sha256", "guide", "guide_sha256"]
-DIGESTS += ["detector", "detector_sha256", "reference_sha256"]
+DIGESTS = ["configuration", "main", "guide", *measures.DIGESTS]
 
 
 @dataclass(frozen=True)
@@ -52,51 +51,45 @@ class Preview:
 
 
 def render(
-    study: Study,
-    folder: Path,
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
-    previews: dict[str, list[Preview]],
+    study: Study, folder: Path, tables: Sequence[Table], figures: Sequence[Figure], previews: dict[str, list[Preview]]
 ) -> str:
     """The page, from the files that the report wrote into `folder`."""
     planned = measures.entries(study)
     missing = [key for key in planned if not measures.result_file(study, key).exists()]
     paths = [folder / f"{table.name}.csv" for table in tables]
-    shown = []
-    for table, path in zip(tables, paths, strict=True):
-        view = read_view(table, folder)
-        shown.append(vars(table) | {"html": Markup(to_html(view)), "notes": view.notes, "csv": _embedded(path)})
+    shown = [_table(table, path) for table, path in zip(tables, paths, strict=True)]
     return TEMPLATES.get_template("report.html").render(
         study=study,
-        cards=_cards(len(planned) - len(missing), len(planned), tables, folder),
+        planned=planned,
         missing=missing,
         verdicts=[table for table in shown if table["judges"]],
         tables=[table for table in shown if not table["judges"]],
         figures=[_figure(figure, folder) for figure in figures],
-        flips={data: [vars(p) | _flip(p) for p in found] for data, found in previews.items()},
+        flips={
+            data: [vars(p) | {"label": method_label(p.method), "uri": sprite(p.images)} for p in found]
+            for data, found in previews.items()
+        },
+        moods=MOODS,
         origin=provenance(paths),
     )
 
 
-def _cards(done: int, planned: int, tables: Sequence[Table], folder: Path) -> list[dict[str, str]]:
-    """What a reader wants to know first: how much was measured, and which verdicts came out how often."""
-    cards = [{"value": f"{done} of {planned}", "label": "measurements done", "mood": ""}]
-    for table in tables:
-        if table.judges:
-            verdicts = read_csv(folder / f"{table.name}.csv")["verdict"]
-            for verdict, count in verdicts.value_counts().items():
-                label, mood = f"{table.judges}: {verdict}", MOODS.get(str(verdict), "")
-                cards.append({"value": f"{count} of {len(verdicts)}", "label": label, "mood": mood})
-    return cards
+def _table(table: Table, path: Path) -> dict[str, Any]:
+    """What the page says of a table: its CSV, the view of it, and which verdicts came out how often."""
+    rows = read_csv(path)
+    view = table.view(rows)
+    counts = rows["verdict"].value_counts().to_dict() if table.judges else {}
+    shown = {"html": Markup(to_html(view)), "notes": view.notes, "csv": _embedded(path)}
+    return vars(table) | shown | {"rows": len(rows), "counts": counts}
 
 
 def _figure(figure: Figure, folder: Path) -> dict[str, Any]:
     png, svg, csv = (folder / f"{figure.name}.{suffix}" for suffix in ("png", "svg", "csv"))
-    drawing = {
+    return vars(figure) | {
         "png": None if figure.own_style else data_uri(png.read_bytes(), "image/png"),
         "svg": Markup(inline_svg(svg.read_text(), figure.name, figure.title)) if figure.own_style else None,
+        "csv": _embedded(csv) if csv.exists() else None,
     }
-    return vars(figure) | drawing | {"csv": _embedded(csv) if csv.exists() else None}
 
 
 def _embedded(path: Path) -> dict[str, str]:
@@ -112,37 +105,28 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def inline_svg(svg: str, name: str, title: str) -> str:
     """A drawing that takes the page's ink and background, with ids that no other drawing on the page has."""
-    svg = svg[svg.index("<svg") :]
-    svg = svg.replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1])  # type: ignore[index]
     kind = "full" if width > 72 * COLUMN * 1.2 else "column"
     head = f'<svg class="{kind}" style="--pt: {width:g}" role="img" aria-label="{title}"'
     return svg.replace("<svg", head, 1)
 
 
-def _flip(preview: Preview) -> dict[str, str]:
-    return {"label": names.label(preview.method), "uri": sprite(preview.images)}
-
-
 def sprite(images: NDArray[np.uint8]) -> str:
     """uint8 [n, H, W, C] -> data URI of a grid, `COLUMNS` wide; small images as PNG, photographs as JPEG."""
     picture, buffer = mosaic(images, COLUMNS), io.BytesIO()
     width = picture.width // COLUMNS
-    if width <= 68:
-        picture.save(buffer, "png", optimize=True)
-        return data_uri(buffer.getvalue(), "image/png")
-    scale = min(width, TILE) / width
-    shrunk = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-    shrunk.save(buffer, "jpeg", quality=88)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    kind = "png" if width <= 68 else "jpeg"
+    shown = ImageOps.scale(picture, min(width, TILE) / width, Image.Resampling.LANCZOS)
+    shown.save(buffer, kind, optimize=kind == "png", quality=88)
+    return data_uri(buffer.getvalue(), f"image/{kind}")
 
 
 def provenance(paths: Sequence[Path]) -> dict[str, Any]:
     """Devices, versions and commits of all rows of the tables `paths`, and the digests of each configuration."""
-    nothing = pd.DataFrame(columns=[*DIGESTS, *FACTS])
-    rows = pd.concat([nothing, *(pd.read_csv(path, dtype=str) for path in paths)])
-    facts = {label: list(rows[name].dropna().unique()) for name, label in FACTS.items()}
+    found = (pd.read_csv(path, dtype=str) for path in paths)
+    rows = pd.concat([pd.DataFrame(columns=[*DIGESTS, *FACTS]), *found])
     digests = rows.dropna(subset=["main_sha256"])[DIGESTS].drop_duplicates()
+    facts = {label: list(rows[name].dropna().unique()) for name, label in FACTS.items()}
     return {"facts": facts, "digests": digests.fillna("").to_dict("records")}

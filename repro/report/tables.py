@@ -1,7 +1,7 @@
 """Tables of a study: what each shows of its tidy CSV, which is the artefact."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from metrics.files import InputError, write_csv, write_text
 from metrics.names import Name, named
 from repro.report.views import MOODS, Cell, Column, View, tex_escape, to_html, to_latex, to_markdown
 from repro.rows import TEXTS
-from repro.verdicts import names
 
+TRUE = "true"  # what competes with no method for the best value of a table
+LABELS = {TRUE: "true samples", "unguided": "no guidance", "cfg": "CFG", "interval": "CFG + interval"}
 AXES = {"guidance": "guidance weight w", "main_ema": "EMA main σ_rel", "guide_ema": "EMA guide σ_rel"}
 SETTINGS = {
     "guidance": Column("w", "$w$"),
@@ -20,6 +21,9 @@ SETTINGS = {
     "main_ema": Column("EMA m", r"EMA$_m$"),
     "guide_ema": Column("EMA g", r"EMA$_g$"),
 }
+OPTIMISED = ("guidance", "main_ema", "guide_ema")  # settings that the paper chooses for each metric apart
+PUBLISHED = [Column("measured"), Column("published"), Column("difference"), Column("verdict", numeric=False)]
+PUBLISHED += [SETTINGS[name] for name in OPTIMISED]
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,12 @@ def configurations_view(rows: pd.DataFrame) -> View:
     """Methods x metrics; settings columns appear where something is set."""
     settings = [name for name in SETTINGS if rows[name].notna().any()]
     columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
-    labels, best, lines = _labels(rows, ["method"]), _best(rows), []
-    for key, group in rows.groupby("configuration", sort=False):
-        made = (setting_cell(group[name].iloc[0]) for name in settings)
-        lines.append([Cell(labels[key]), *made, *_value_cells(group, best)])
-    return View([*columns, *_value_columns(rows)], lines, notes(rows))
+    labels, best = _labels(rows, ["method"]), _best(rows)
+    lines = [
+        [Cell(labels[key]), *(_setting(group[name].iloc[0]) for name in settings), *_value_cells(group, best)]
+        for key, group in rows.groupby("configuration", sort=False)
+    ]
+    return View([*columns, *_value_columns(rows)], lines, _notes(rows))
 
 
 def sensitivity_view(rows: pd.DataFrame) -> View:
@@ -74,8 +79,8 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
         rules.append(len(lines))
         best, varied = _best(curve), Cell(AXES[curve["axis"].iloc[0]])
         for value, group in curve.groupby("axis_value"):
-            lines.append([Cell(labels[key]), varied, setting_cell(value), *_value_cells(group, best)])
-    return View([*columns, *_value_columns(rows)], lines, notes(rows), rules[1:])
+            lines.append([Cell(labels[key]), varied, _setting(value), *_value_cells(group, best)])
+    return View([*columns, *_value_columns(rows)], lines, _notes(rows), rules[1:])
 
 
 def _labels(rows: pd.DataFrame, unique: list[str]) -> dict[Hashable, str]:
@@ -83,25 +88,23 @@ def _labels(rows: pd.DataFrame, unique: list[str]) -> dict[Hashable, str]:
     first = rows.drop_duplicates("configuration")
     twice = first.duplicated(unique, keep=False)
     return {
-        key: names.label(name) + (f" ({key})" if shared else "")
+        key: method_label(name) + (f" ({key})" if shared else "")
         for key, name, shared in zip(first["configuration"], first["method"], twice, strict=True)
     }
 
 
 def _best(rows: pd.DataFrame) -> set[object]:
     """Index of the row whose mean is best, for every metric that has a better direction and something to compare."""
-    rivals = rows[rows["method"] != names.TRUE].dropna(subset=["mean"])
+    rivals = rows[rows["method"] != TRUE].dropna(subset=["mean"])
     groups = [(metric(str(name)).better, group["mean"]) for name, group in rivals.groupby("metric")]
     return {(better * means).idxmax() for better, means in groups if better and len(means) > 1}
 
 
 def _value_columns(rows: pd.DataFrame) -> list[Column]:
     """Headings of `_value_cells`: number of images, and every metric with the direction of improvement."""
-    metrics = [metric(name) for name in dict.fromkeys(rows["metric"])]
-    return [
-        Column("N"),
-        *(Column(m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in metrics),
-    ]
+    metrics = map(metric, dict.fromkeys(rows["metric"]))
+    texts = ((m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in metrics)
+    return [Column("N"), *(Column(*text) for text in texts)]
 
 
 def _value_cells(group: pd.DataFrame, best: set[object]) -> list[Cell]:
@@ -129,14 +132,57 @@ def _value_cell(row: Any, best: bool) -> Cell:
 def claims_view(rows: pd.DataFrame) -> View:
     """Claims, what was measured, and the verdict (columns of `claims.COLUMNS`)."""
     columns = [Column(name, numeric=False) for name in ("claim", "verdict", "metric")]
-    columns += [Column(name) for name in ("its value", "against", "difference")]
+    columns += map(Column, ("its value", "against", "difference"))
     lines = []
     for row, repeated in zip(rows.to_dict("records"), rows.duplicated(["claim", "metric"], keep=False), strict=True):
         name = metric(row["metric"])
-        values = (number_cell(row[key], f".{name.decimals}f") for key in ("value", "against_value", "difference"))
+        values = (_number(row[key], f".{name.decimals}f") for key in ("value", "against_value", "difference"))
         claim = row["claim"] + (f" ({row['configuration']})" if repeated else "")
-        lines.append([Cell(claim), verdict_cell(row), Cell(name.label), *values])
+        lines.append([Cell(claim), _verdict(row), Cell(name.label), *values])
     return View(columns, lines)
+
+
+def published_rows(cells: pd.DataFrame, summary: pd.DataFrame, table: str) -> pd.DataFrame:
+    """The cells of a published table, with what the summary says of their configurations."""
+    cells = cells[cells["table"] == table].drop(columns=["spread", "study"])
+    summary = summary.drop(columns=["section", "axis", "axis_value", "reason"])
+    return cells.merge(summary, "left", ["configuration", "metric"])
+
+
+def published_view(rows: pd.DataFrame) -> View:
+    """Measured beside published values (`published_rows`) in the layout of the paper's Table 1: a line per row, a block
+    for FID and one for FD_DINOv2."""
+    metrics = [name for name in ("fid", "fd_dinov2") if name in set(rows["metric"])]
+    heads = [replace(c, block=metric(name).label + metric(name).arrow) for name in metrics for c in PUBLISHED]
+    best = rows.groupby("metric")["min"].min()
+    cells = {(row["row"], row["metric"]): row for row in rows.to_dict("records")}
+    lines = [
+        [Cell(row), *(cell for name in metrics for cell in _published_cells(cells.get((row, name)), name, best[name]))]
+        for row in rows["row"].unique()
+    ]
+    return View([Column("", numeric=False), *heads], lines, _notes(rows))
+
+
+def _published_cells(row: Any, name: str, best: float) -> list[Cell]:
+    """The cells of one metric, as in PUBLISHED."""
+    if row is None:
+        return [Cell("–")] * len(PUBLISHED)
+    form, why, measured = f".{metric(name).decimals}f", row["reason"], Cell("–")
+    if not pd.isna(row["min"]):
+        spread = "" if pd.isna(row["spread"]) else f" ({row['mean']:{form}} ± {row['spread']:{form}})"
+        measured = Cell(f"{row['min']:{form}}{spread}", float(row["min"]), bool(row["min"] == best))
+    return [
+        replace(measured, note=why),
+        _number(row["published"], form),
+        _number(row["difference"], f"+{form}"),
+        _verdict(row),
+        *(_setting(row[key]) for key in OPTIMISED),
+    ]
+
+
+def method_label(method: str) -> str:
+    """A method as readers know it; one that is not in the table is called what it is."""
+    return LABELS.get(method, method)
 
 
 def metric(name: str) -> Name:
@@ -147,22 +193,19 @@ def metric(name: str) -> Name:
         return Name(name.replace("_", " "), 0)
 
 
-def number_cell(value: Any, form: str) -> Cell:
-    """A number as `form` says."""
+def _number(value: Any, form: str) -> Cell:
     return Cell("–") if pd.isna(value) else Cell(format(value, form), float(value))
 
 
-def verdict_cell(row: Any) -> Cell:
-    """A verdict with its reason."""
+def _verdict(row: Any) -> Cell:
     return Cell(row["verdict"], note=row["reason"], mood=MOODS.get(row["verdict"], ""))
 
 
-def setting_cell(value: Any) -> Cell:
-    """A weight, an EMA length or the like."""
-    return Cell(value) if isinstance(value, str) else number_cell(value, "g")
+def _setting(value: Any) -> Cell:
+    return Cell(value) if isinstance(value, str) else _number(value, "g")
 
 
-def notes(rows: pd.DataFrame) -> list[str]:
+def _notes(rows: pd.DataFrame) -> list[str]:
     """Each reason for missing values once, with the configurations it holds for."""
     reasons = rows[rows["reason"] != ""].groupby("reason", sort=False)["configuration"]
     return [f"{', '.join(keys.unique())}: {reason}" for reason, keys in reasons]

@@ -2,19 +2,16 @@
 
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from tabulate import SEPARATING_LINE, tabulate
 
 MOODS = {"holds": "good", "does not hold": "bad", "reproduced": "good", "better": "good", "off": "bad"}
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
+    loader=PackageLoader("repro.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
+TEX_TEMPLATES = TEMPLATES.overlay("<%", "%>", "<<", ">>", autoescape=False)  # LaTeX is full of braces
 TEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -59,10 +56,11 @@ class View:
     rules: list[int] = field(default_factory=list)
 
     @property
-    def blocks(self) -> list[tuple[str, int]]:
-        """Headings of blocks and how many columns each spans, one without a heading included; empty without blocks."""
-        found = [(block, len(list(members))) for block, members in groupby(self.columns, key=lambda c: c.block)]
-        return found if any(block for block, _ in found) else []
+    def blocks(self) -> list[tuple[str, list[int]]]:
+        """Headings of blocks and the numbers, from 1, of the columns under each; those without one are a block too."""
+        blocks = groupby(enumerate(self.columns, 1), key=lambda numbered: numbered[1].block)
+        found = [(block, [number for number, _ in members]) for block, members in blocks]
+        return found if any(block for block, _ in found) else []  # nothing, where no column has a heading
 
 
 def to_markdown(view: View) -> str:
@@ -74,10 +72,9 @@ def to_markdown(view: View) -> str:
 
 def to_text(view: View) -> str:
     """Aligned plain text; `*` marks the best value."""
-    table: list[Any] = [_heads(view)]
-    for i, row in enumerate(view.rows):
-        table += [SEPARATING_LINE] if i in view.rules else []
-        table.append([c.text + ("*" if c.best else "") for c in row])
+    table: list[Any] = [_heads(view), *([c.text + ("*" if c.best else "") for c in row] for row in view.rows)]
+    for i in reversed(view.rules):
+        table.insert(i + 1, SEPARATING_LINE)
     return "\n".join([_tabulate(view, table, "simple"), *view.notes]) + "\n"
 
 
@@ -93,26 +90,9 @@ def _tabulate(view: View, table: list[Any], style: str) -> str:
 
 def to_latex(view: View, label: str, caption: str) -> str:
     """A `table` environment, no wider than the text; needs the packages booktabs and graphicx."""
-    size = r"\scriptsize\setlength{\tabcolsep}{3pt}" if len(view.columns) > 6 else r"\small"
-    align = "".join("r" if c.numeric else "l" for c in view.columns)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{tex_escape(caption)}}}", rf"\label{{tab:{label}}}", size]
-    lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", *(_tex_blocks(view) if view.blocks else [])]
-    lines += [" & ".join(c.tex or tex_escape(c.label) for c in view.columns) + r" \\", r"\midrule"]
-    for i, row in enumerate(view.rows):
-        cells = [rf"\textbf{{{tex_escape(c.text)}}}" if c.best else tex_escape(c.text) for c in row]
-        lines += [*([r"\midrule"] if i in view.rules else []), " & ".join(cells) + r" \\"]
-    notes = [rf"\par\smallskip\footnotesize {tex_escape(note)}" for note in view.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table}"]) + "\n"
-
-
-def _tex_blocks(view: View) -> list[str]:
-    heads, rules, end = [], [], 0
-    for block, width in view.blocks:
-        end += width
-        heads.append(rf"\multicolumn{{{width}}}{{c}}{{{tex_escape(block)}}}" if block else "& " * (width - 1))
-        rules += [rf"\cmidrule(lr){{{end - width + 1}-{end}}}"] if block else []
-    return [" & ".join(heads) + r" \\", " ".join(rules)]
+    return (
+        TEX_TEMPLATES.get_template("table.tex").render(view=view, label=label, caption=caption, tex=tex_escape) + "\n"
+    )
 
 
 def tex_escape(text: str) -> str:

@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 from metrics.files import InputError, write_csv, write_json, write_text
-from repro.report import page, table1, tables, views
-from repro.report.gallery import draw_figures, read_previews
+from repro.report import gallery, page, tables, views
 from repro.report.tables import Table
 from repro.rows import MEASURES
 from repro.study import Study
@@ -14,20 +13,18 @@ from repro.verdicts import measures, published
 RESULTS, README = Path("results"), Path("README.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README_FIGURES = ("toy-figure1", "digits-samples", "sensitivity-guidance")
-CLAIMS_CAPTION = (
-    "A claim holds when every seed block of the one method beats every block of the other; it is within the spread "
-    "when only the means do."
-)
-TOY_CAPTION = (
-    "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of samples "
-    "outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of the assignment to "
-    "components, or to branches."
-)
-IMAGES_CAPTION = (
-    "Generated images against the reference, mean ± standard deviation over seed blocks; N: seed blocks × images in "
-    "each. The best value of each column is marked."
-)
-CURVES_CAPTION = "Sensitivity to guidance weight and EMA lengths; the best value of each curve is marked."
+CAPTIONS = {
+    "published": "Least of the seed blocks (mean ± standard deviation), the published value, and the verdict. The "
+    "paper optimises weight w and EMA lengths for FID and for FD_DINOv2 apart. The best value of each block is marked.",
+    "claims": "A claim holds when every seed block of the one method beats every block of the other; it is within the "
+    "spread when only the means do.",
+    "toy": "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of "
+    "samples outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of the assignment to "
+    "components, or to branches.",
+    "images": "Generated images against the reference, mean ± standard deviation over seed blocks; N: seed blocks × "
+    "images in each. The best value of each column is marked.",
+    "sensitivity": "Sensitivity to guidance weight and EMA lengths; the best value of each curve is marked.",
+}
 
 
 def report(study: Study) -> Path:
@@ -40,22 +37,24 @@ def report(study: Study) -> Path:
     found = measures.read(study)
     summary = measures.summarise(study, found)
     cells, tested = published.judge(study, found), published.all_claims(study, found, summary)
-    previews = read_previews(study)
+    previews = gallery.read_previews(study)
     if folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
     curves, measured = measures.curves(summary), summary.drop(columns=["axis", "axis_value"])
     write_json(study.out / "metrics.json", measures.dvc_metrics(summary))
     write_csv(study.out / "sensitivity.csv", curves.dropna(subset=["mean"]).drop(columns="reason"))
-    rows = {"claims": tested, "sensitivity": curves, "toy": measured[measured["section"] == "toy"]}
-    for name in cells["table"].unique():
-        rows[name] = table1.join(cells, summary, name)
-    for data, ids in measures.generated(study).items():
-        rows[data] = measured[(measured["section"] == "generate") & measured["configuration"].isin(ids)]
+    images = measured[measured["section"] == "generate"]
+    rows = {
+        **{name: tables.published_rows(cells, summary, name) for name in cells["table"].unique()},
+        "claims": tested,
+        "toy": measured[measured["section"] == "toy"],
+        **{data: images[images["configuration"].isin(ids)] for data, ids in measures.generated(study).items()},
+        "sensitivity": curves,
+    }
     for table in study_tables(study):
         if len(rows[table.name]) or not table.judges:
             tables.write(table, rows[table.name], folder)
-    drawn = draw_figures(study, folder, summary, previews)
+    drawn = gallery.draw_figures(study, folder, summary, previews)
     write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
     return folder
 
@@ -64,15 +63,18 @@ def study_tables(study: Study) -> list[Table]:
     """The tables that a study has, in the order of the report."""
     title, judges = "Measured and published", "published values"
     places = [item.table for item in study.published.values()] + [item.table for item in study.waived.values()]
-    found = [Table(name, title, table1.CAPTION, table1.view, judges) for name in dict.fromkeys(places)]
-    found.append(Table("claims", "Claims", CLAIMS_CAPTION, tables.claims_view, judges="claims"))
-    if study.toy:
-        found.append(Table("toy", "2D example", TOY_CAPTION, tables.configurations_view))
-    for data in measures.generated(study):
-        found.append(Table(data, f"Generated images: {data}", IMAGES_CAPTION, tables.configurations_view))
-    if study.sweeps:
-        found.append(Table("sensitivity", "Sensitivity", CURVES_CAPTION, tables.sensitivity_view))
-    return found
+    toy = Table("toy", "2D example", CAPTIONS["toy"], tables.configurations_view)
+    sensitivity = Table("sensitivity", "Sensitivity", CAPTIONS["sensitivity"], tables.sensitivity_view)
+    return [
+        *(Table(name, title, CAPTIONS["published"], tables.published_view, judges) for name in dict.fromkeys(places)),
+        Table("claims", "Claims", CAPTIONS["claims"], tables.claims_view, judges="claims"),
+        *([toy] if study.toy else []),
+        *(
+            Table(data, f"Generated images: {data}", CAPTIONS["images"], tables.configurations_view)
+            for data in measures.generated(study)
+        ),
+        *([sensitivity] if study.sweeps else []),
+    ]
 
 
 def written_tables(study: Study, folder: Path) -> list[Table]:
@@ -91,7 +93,6 @@ def summary(study: Study) -> str:
 
 
 def _written(study: Study) -> Path:
-    """Folder of the last report."""
     folder = study.out / "report"
     if not (folder / "report.html").exists():
         raise InputError(f"{folder}: no report yet; run `dvc repro` or `python -m repro report`")
@@ -107,10 +108,9 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
     before, after = split_readme(readme) if study.study == "default" else ("", "")
     if target.exists():
         shutil.rmtree(target)
-    target.mkdir(parents=True)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".csv", ".md", ".png"):
-            shutil.copyfile(path, target / path.name)
+    shutil.copytree(
+        folder, target, ignore=shutil.ignore_patterns("*.html", "*.svg", "*.tex"), copy_function=shutil.copyfile
+    )
     write_csv(target / MEASURES, measures.read(study))
     if study.study == "default":
         write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
@@ -137,4 +137,4 @@ def readme_block(study: Study, folder: Path, shown_as: Path) -> str:
     device, versions, commit = (", ".join(values) for values in made.values())
     more = f"more in [{shown_as.name}]({shown_as.as_posix()})"
     parts.append(f"Made on {device} with {versions}, commit {commit}; {more}.")
-    return "\n\n".join(part.strip() for part in parts)
+    return "\n\n".join(map(str.strip, parts))

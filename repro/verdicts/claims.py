@@ -50,29 +50,26 @@ def no_numbers(rows: pd.DataFrame, metric: str) -> list[str]:
 
 
 def judge(
-    claims: Iterable[Claim],
-    found: pd.DataFrame,
-    obstacles: Callable[[pd.DataFrame, str], list[str]] = no_numbers,
+    claims: Iterable[Claim], found: pd.DataFrame, obstacles: Callable[[pd.DataFrame, str], list[str]] = no_numbers
 ) -> list[Verdict]:
     """A verdict per claim on the rows `found` (as `measures.read` gives them).
 
     `obstacles(rows, metric)` says why rows of a configuration cannot be compared.
     """
-    verdicts = []
-    for claim in claims:
-        row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
-        measured = found[found["metric"] == claim.metric]
-        sides = {key: measured[measured["configuration"] == key] for key in (claim.better, claim.than)}
-        missing = [f"{key}: nothing measured" for key, rows in sides.items() if rows.empty]
-        if missing:
-            verdicts.append(replace(row, reason="; ".join(missing)))
-            continue
-        reasons = [f"{key}: {why}" for key, rows in sides.items() for why in obstacles(rows, claim.metric)]
-        ours, theirs = (rows["value"].to_numpy(float) for rows in sides.values())
-        better = named(claim.metric).better
-        result = verdict(better * ours, better * theirs, claim.by, claim.within)
-        verdicts.append(row.decided(ours.mean(), theirs.mean(), result, reasons))
-    return verdicts
+    return [_judge(claim, found[found["metric"] == claim.metric], obstacles) for claim in claims]
+
+
+def _judge(claim: Claim, found: pd.DataFrame, obstacles: Callable[[pd.DataFrame, str], list[str]]) -> Verdict:
+    row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
+    sides = {key: found[found["configuration"] == key] for key in (claim.better, claim.than)}
+    missing = [f"{key}: nothing measured" for key, rows in sides.items() if rows.empty]
+    if missing:
+        return replace(row, reason="; ".join(missing))
+    reasons = [f"{key}: {why}" for key, rows in sides.items() for why in obstacles(rows, claim.metric)]
+    ours, theirs = (rows["value"].to_numpy(float) for rows in sides.values())
+    better = named(claim.metric).better
+    result = verdict(better * ours, better * theirs, claim.by, claim.within)
+    return row.decided(ours.mean(), theirs.mean(), result, reasons)
 
 
 def verdict(
@@ -125,8 +122,7 @@ def _judge_curve(claim: CurveClaim, curves: pd.DataFrame) -> Verdict:
 
 def _feature(name: str, curve: pd.DataFrame) -> float:
     places, values = curve["axis_value"].to_numpy(float), curve["mean"].to_numpy(float)
-    features = {"width": width(places, values), "least": values.min(), "place": places[values.argmin()]}
-    return float(features[name])
+    return float({"width": width(places, values), "least": values.min(), "place": places[values.argmin()]}[name])
 
 
 def width(weights: NDArray[np.float64], values: NDArray[np.float64]) -> float:

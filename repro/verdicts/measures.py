@@ -1,6 +1,6 @@
 """What a study measured so far: rows of all its result folders, and their summary over seed blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from repro.toy.settings import ToySettings
 
 STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
-ORIGIN = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
-ORIGIN += ["device", "versions", "commit"]
+DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
+ORIGIN = [*DIGESTS, "device", "versions", "commit"]
 CURVE = ["configuration", "method", "axis", "axis_value", "metric", *STATISTICS, "reason"]
 SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
 
@@ -42,10 +42,10 @@ def read(study: Study) -> pd.DataFrame:
 
     Raises InputError for a file that is no table of measures.
     """
-    frames = []
-    for section in ("toy", "generate", "sweeps"):
-        paths = (result_file(study, entry) for entry in getattr(study, section))
-        frames += [read_rows(path).assign(section=section) for path in paths if path.exists()]
+    sections = [
+        (name, result_file(study, key)) for name in ("toy", "generate", "sweeps") for key in getattr(study, name)
+    ]
+    frames = [read_rows(path).assign(section=name) for name, path in sections if path.exists()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "section"])
 
 
@@ -61,12 +61,11 @@ def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         ours = section[section["configuration"] == place["configuration"]]
         if "axis" in place:
             ours = ours[ours["axis_value"] == place["axis_value"]]
-        absent = "not measured" if result_file(study, entry).exists() else "not run"
+        absent = {"reason": "not measured" if result_file(study, entry).exists() else "not run"}
         names = TOY_NAMES if entry in study.toy else study.evaluate.names
         for name in dict.fromkeys([*names, *section["metric"]]):
             group = ours[ours["metric"] == name]
-            measured = {"reason": absent} if group.empty else _statistics(group, blocks)
-            rows.append(place | {"metric": name} | measured)
+            rows.append({**place, "metric": name, **(_statistics(group, blocks) if len(group) else absent)})
     return pd.DataFrame(rows, columns=SUMMARY)
 
 
@@ -112,10 +111,8 @@ def curves(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.loc[summary["section"] == "sweeps", CURVE]
 
 
-def dvc_metrics(summary: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+def dvc_metrics(summary: pd.DataFrame) -> dict[str, dict[str, dict[Hashable, float]]]:
     """configuration -> metric -> mean, min and spread of what was measured (spread only for several blocks)."""
-    tree: dict[str, dict[str, dict[str, float]]] = {}
-    for row in summary[(summary["section"] != "sweeps") & summary["mean"].notna()].to_dict("records"):
-        cell = {name: float(row[name]) for name in ("mean", "min", "spread") if pd.notna(row[name])}
-        tree.setdefault(str(row["configuration"]), {})[str(row["metric"])] = cell
-    return tree
+    rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()].set_index("metric")
+    cells = rows.groupby("configuration", sort=False)[["mean", "min", "spread"]]
+    return {str(key): {str(name): cell.dropna().to_dict() for name, cell in of.iterrows()} for key, of in cells}

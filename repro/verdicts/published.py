@@ -12,7 +12,7 @@ import pandas as pd
 
 from metrics.files import write_csv
 from metrics.names import named, space
-from repro.study import Claim, Published, Study, parse_seeds
+from repro.study import Claim, Study, parse_seeds
 from repro.verdicts import claims, measures
 from repro.verdicts.claims import FAILS, NOT_COMPARABLE, NOT_RUN
 
@@ -87,9 +87,8 @@ def verdict(measured: float, published: float, metric: str) -> str:
 def _cell(study: Study, key: str, found: pd.DataFrame) -> Cell:
     """The cell of one configuration, of which the rows `found` were measured."""
     item = study.published[key]
-    low, high = band(item.value, item.metric)
-    place, tolerance = (study.study, item.table, item.row, key), f"{low:+.2f} to {high:+.2f}"
-    cell = Cell(*place, item.metric, item.value, tolerance=tolerance)
+    tolerance = "{:+.2f} to {:+.2f}".format(*band(item.value, item.metric))
+    cell = Cell(study.study, item.table, item.row, key, item.metric, item.value, tolerance=tolerance)
     rows = found[found["metric"] == item.metric]
     if rows.empty:
         detectors = sorted(set(found["detector"]))
@@ -99,11 +98,10 @@ def _cell(study: Study, key: str, found: pd.DataFrame) -> Cell:
         return replace(cell, reason=f"nothing measured{where}")
     values, obstacles = rows["value"], incomparable(rows, item.metric)
     least = float(values.min())
-    source = "" if item.source == "ready-made" else f"networks: {item.source}"
     return replace(
         cell,
         verdict=NOT_COMPARABLE if obstacles else verdict(least, item.value, item.metric),
-        reason="; ".join(obstacles) or source,
+        reason="; ".join(obstacles) or ("" if item.source == "ready-made" else f"networks: {item.source}"),
         measured_min=least,
         measured_mean=values.mean(),
         spread=values.std(),
@@ -113,21 +111,18 @@ def _cell(study: Study, key: str, found: pd.DataFrame) -> Cell:
 
 def incomparable(rows: pd.DataFrame, metric: str) -> list[str]:
     """Why the measured rows of one cell cannot be set beside a published value; empty where they can."""
-    found = []
     blocks = [parse_seeds(str(block)) for block in rows["block"]]
-    if len(blocks) < BLOCKS:
-        found.append(f"{len(blocks)} of {BLOCKS} seed blocks")
-    if sum(map(len, blocks)) != len(set().union(*blocks)):
-        found.append("seed blocks overlap")
-    expected = {"num_images": (claims.IMAGES, "images per block"), "num_steps": (STEPS, "sampler steps")}
-    for column, (count, what) in expected.items():
+    found = [f"{len(blocks)} of {BLOCKS} seed blocks"] if len(blocks) < BLOCKS else []
+    found += ["seed blocks overlap"] if sum(map(len, blocks)) != len(set().union(*blocks)) else []
+    for column, count, what in (
+        ("num_images", claims.IMAGES, "images per block"),
+        ("num_steps", STEPS, "sampler steps"),
+    ):
         others = rows.loc[rows[column] != count, column]
         found += [f"{int(other):,} {what}, expected {count:,}" for other in others[:1]]
     strangers = {str(name) for name in rows["detector"] if space(str(name)).distance != metric}
     found += [f"measured with {name}, which is not the published detector" for name in sorted(strangers)]
-    if not (rows["value"] >= 0).all():  # NaN is not
-        found.append("a value is not a number")
-    return found
+    return found + ([] if (rows["value"] >= 0).all() else ["a value is not a number"])  # NaN is not >= 0
 
 
 def orderings(study: Study) -> Iterator[Claim]:
@@ -135,16 +130,13 @@ def orderings(study: Study) -> Iterator[Claim]:
 
     Published values within 2% of each other are left unordered.
     """
-    families: dict[tuple[str, str, str], list[tuple[str, Published]]] = {}
-    for key, cell in study.published.items():
-        if cell.family:
-            families.setdefault((cell.table, cell.family, cell.metric), []).append((key, cell))
-    for (source, _, metric), cells in families.items():
-        cells.sort(key=lambda item: item[1].value)
+    ascending = sorted(study.published.items(), key=lambda item: item[1].value)
+    for family in dict.fromkeys((c.table, c.family, c.metric) for c in study.published.values() if c.family):
+        cells = [(key, c) for key, c in ascending if (c.table, c.family, c.metric) == family]
         for (lower, ours), (higher, theirs) in itertools.pairwise(cells):
             if theirs.value > ours.value * (1 + TIE):
-                text = f"{named(metric).label} of {ours.row} ({ours.value}) is below that of "
-                yield Claim(lower, higher, metric, source, text + f"{theirs.row} ({theirs.value})")
+                text = f"{named(ours.metric).label} of {ours.row} ({ours.value}) is below that of "
+                yield Claim(lower, higher, ours.metric, ours.table, text + f"{theirs.row} ({theirs.value})")
 
 
 def all_claims(study: Study, found: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
@@ -165,8 +157,7 @@ def verify(study: Study, echo: Callable[[str], None] = print) -> int:
     for row in cells.to_dict("records"):
         measured = "" if pd.isna(row["measured_min"]) else f"{row['measured_min']:.2f} "
         why = f" ({row['reason']})" if row["reason"] else ""
-        value = f"{row['configuration']} {row['metric']}: {measured}published {row['published']}"
-        echo(f"{row['verdict']:30} {value}{why}")
+        echo(f"{row['verdict']:30} {row['configuration']} {row['metric']}: {measured}published {row['published']}{why}")
     for row in tested.to_dict("records"):
         echo(f"{row['verdict']:30} {row['claim']}")
     return int((cells["verdict"] == OFF).any() or (tested["verdict"] == FAILS).any())

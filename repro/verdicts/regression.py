@@ -23,17 +23,15 @@ def check(fresh: pd.DataFrame, committed: Path, training_seeds: Path) -> pd.Data
     `committed` is a folder that `repro report --publish` filled, `training_seeds` that of the study that repeats the
     claims on other training seeds. Raises InputError for a cell that only one of fresh and committed results have.
     """
-    expected, found = _cells(read_rows(committed / MEASURES)), _cells(fresh)
+    expected, found = _cells(read_rows(committed / MEASURES), "expected"), _cells(fresh, "found")
     lost = expected.index.symmetric_difference(found.index)
     if len(lost):
         raise InputError(f"{committed}: cell {lost[0]} occurs in one of fresh and committed results only")
     training = training_spread(read_rows(training_seeds / MEASURES))
-    table = expected.add_suffix("_expected").join(found.add_suffix("_found")).reset_index()
-    table = table.merge(training.reset_index(), "left", ["metric", "method"])
+    table = expected.join(found).reset_index().join(training, on=["metric", "method"])
     sampled = table[["std_expected", "std_found"]].max(axis=1)
     trained = table["training"].fillna(table["metric"].map(training.groupby("metric").max())).fillna(0.0)
     table["tolerance"] = SIGMAS * np.hypot(sampled, trained)
-    table = table.rename(columns={"mean_expected": "expected", "mean_found": "found"})
     table["agrees"] = (table["found"] - table["expected"]).abs() <= table["tolerance"]
     return table[[*ID, "expected", "found", "tolerance", "agrees"]]
 
@@ -47,9 +45,9 @@ def training_spread(repeats: pd.DataFrame) -> "pd.Series[float]":
     return per_seed.groupby(["metric", "method"]).std().dropna().rename("training")
 
 
-def _cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean over blocks of every cell and their standard deviation; a single block borrows its metric's largest."""
+def _cells(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Columns `name`, mean over blocks of every cell, and `std_name`; a single block borrows its metric's largest."""
     rows = rows.assign(axis_value=rows["axis_value"].astype(float).map(str))  # no number equals NaN
     cells = rows.groupby(ID)["value"].agg(["mean", "std"])
     of_metric = cells.groupby("metric")["std"].transform("max").fillna(0.0)
-    return cells.assign(std=cells["std"].fillna(of_metric))
+    return pd.DataFrame({name: cells["mean"], f"std_{name}": cells["std"].fillna(of_metric)})

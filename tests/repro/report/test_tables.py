@@ -7,7 +7,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from repro.report import table1, tables, views
+from repro.report import tables, views
 from repro.verdicts import claims, measures, published
 
 
@@ -34,8 +34,8 @@ def results():
 
 
 def test_measured_and_published_stand_in_the_layout_of_the_papers_table():
-    rows = table1.join(*results(), "table1")
-    view = table1.view(rows)
+    rows = tables.published_rows(*results(), "table1")
+    view = tables.published_view(rows)
     lines = [[cell.text for cell in row] for row in view.rows]
     assert [line[0] for line in lines] == ["edm2-s", "edm2-s+autog", "rin"]
     assert lines[0][1:5] == ["2.55 (2.58 ± 0.02)", "2.56", "-0.01", "reproduced"]
@@ -48,7 +48,7 @@ def test_measured_and_published_stand_in_the_layout_of_the_papers_table():
     assert tex.count("multicolumn{7}") == 2
     assert r"\cmidrule(lr){2-8} \cmidrule(lr){9-15}" in tex
     assert views.to_html(view).count('colspan="7"') == 2
-    assert table1.join(*results(), "presets").empty
+    assert tables.published_rows(*results(), "presets").empty
 
 
 def test_what_nobody_registered_is_shown_by_its_name():
