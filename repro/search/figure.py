@@ -24,8 +24,7 @@ def draw_search(path: pd.DataFrame, metric: str) -> Figure:
     progress.legend()
     for place, ((guide, kimg), group) in enumerate(rows.groupby(["guide", "kimg"])):
         marker, shade = MARKERS[place % len(MARKERS)], PALETTE[place % len(PALETTE)]
-        label = f"{guide}, {kimg} kimg"
-        weights.plot(group["guidance"], group["value"], linestyle="none", marker=marker, color=shade, label=label)
+        weights.plot(group["guidance"], group["value"], marker, color=shade, label=f"{guide}, {kimg} kimg")
     weights.set_xlabel(WEIGHT_LABEL)
     weights.legend()
     return figure

@@ -115,24 +115,22 @@ class Space:
         """The local grid around `centre`: one step to either side along every axis."""
         s = self.settings
         steps = {"guidance": s.guidance_steps[level], "main_ema": s.ema_steps[level], "guide_ema": s.ema_steps[level]}
-        moves = [(axis, change) for axis, step in steps.items() for change in (-step, step)]
         at = vars(centre) | {"main_ema": centre.main_ema or 0.0}
-        found = [replace(centre, **{axis: at[axis] + change}) for axis, change in moves]
+        found = [replace(centre, **{axis: at[axis] + d}) for axis, step in steps.items() for d in (-step, step)]
         times = sorted(self.guides[centre.guide])
-        place = times.index(centre.kimg)
-        found += [replace(centre, kimg=times[i]) for i in (place - 1, place + 1) if 0 <= i < len(times)]
-        for run, kimgs in self.guides.items():
-            nearest = min(kimgs, key=lambda kimg: abs(np.log(kimg / centre.kimg)))
-            found.append(replace(centre, guide=run, kimg=nearest))  # its own run: the centre, left out below
+        found += [replace(centre, kimg=k) for k in times if abs(times.index(k) - times.index(centre.kimg)) == 1]
+        found += [  # of its own run: the centre, left out below
+            replace(centre, guide=run, kimg=min(kimgs, key=lambda kimg: abs(np.log(kimg / centre.kimg))))
+            for run, kimgs in self.guides.items()
+        ]
         return [candidate for candidate in dict.fromkeys(map(self._settle, found)) if candidate != centre]
 
     def size(self) -> int:
         """Candidates of the exhaustive grid on the finest lattice."""
-        s = self.settings
-        weights = len(lattice(s.guidance, s.guidance_steps[-1]))
-        mains = 1 if self.main_ema is None else len(lattice(self.main_ema, s.ema_steps[-1]))
-        ranges = (ends for times in self.guides.values() for ends in times.values())
-        return weights * mains * sum(len(lattice(ends, s.ema_steps[-1])) for ends in ranges)
+        step = self.settings.ema_steps[-1]
+        mains = 1 if self.main_ema is None else len(lattice(self.main_ema, step))
+        guides = sum(len(lattice(ends, step)) for times in self.guides.values() for ends in times.values())
+        return len(lattice(self.settings.guidance, self.settings.guidance_steps[-1])) * mains * guides
 
     def _settle(self, c: Candidate) -> Candidate:
         """The nearest point of the lattice that the ranges allow."""
@@ -144,8 +142,7 @@ class Space:
 
 def lattice(ends: Interval, step: float) -> NDArray[np.float64]:
     """Values a multiple of `step` above the interval's low end, up to its high end."""
-    count = int((ends[1] - ends[0]) / step + 1e-6) + 1
-    return (ends[0] + np.arange(count, dtype=np.float64) * step).round(6)
+    return (ends[0] + np.arange(int((ends[1] - ends[0]) / step + 1e-6) + 1, dtype=np.float64) * step).round(6)
 
 
 def snap(value: float, ends: Interval, step: float) -> float:

@@ -1,13 +1,12 @@
 """Exact score matching: training the 2D example's networks, interruptible at any time."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,13 +34,12 @@ class Trainer:
         self.iteration = 0
 
     def step(self) -> float:
-        """One iteration; returns its loss."""
-        (group,) = self.optimizer.param_groups
-        group["lr"] = self.settings.ref_lr / max(self.iteration / self.settings.ref_iterations, 1) ** 0.5
+        """One iteration; returns its loss (appendix C)."""
+        decay = max(self.iteration / self.settings.ref_iterations, 1) ** 0.5
+        self.optimizer.param_groups[0]["lr"] = self.settings.ref_lr / decay
         self.optimizer.zero_grad(set_to_none=True)
         x, sigma = draw(self.mixture, self.settings, self.generator)
-        error = sigma * (self.network.score(x, sigma) - self.mixture.score(x, sigma))
-        loss = error.square().sum(1).mean()  # appendix C
+        loss = (sigma * (self.network.score(x, sigma) - self.mixture.score(x, sigma))).square().sum(1).mean()
         loss.backward()
         self.optimizer.step()
         self.iteration += 1
@@ -100,22 +98,22 @@ def train(
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
             with atomic_write(checkpoint) as temporary:
                 torch.save(trainer.state_dict() | {"digest": made_of}, temporary)
-    averaged = trainer.ema.networks()[training.ema_std]
-    metadata = {"digest": made_of, "network": asdict(network), "training": asdict(training)}
+    averaged = trainer.ema.networks()[training.ema_std].state_dict()
+    metadata = {"digest": made_of, "network": vars(network), "training": vars(training)}
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(averaged.state_dict(), temporary, metadata={"repro": json.dumps(metadata)})
+        save_file(averaged, temporary, metadata={"repro": json.dumps(metadata)})
     checkpoint.unlink(missing_ok=True)
-    return averaged
+    return load(path)
 
 
 def load(path: Path) -> ToyNetwork:
     """A trained network, ready for sampling."""
     metadata = _read_metadata(path)
     network = ToyNetwork(metadata["network"]["width"], metadata["training"]["num_layers"])
-    network.load_state_dict(safetensors.torch.load_file(path))
+    network.load_state_dict(load_file(path))
     return network.eval().requires_grad_(False)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         return dict(json.loads((file.metadata() or {}).get("repro", "{}")))
