@@ -10,8 +10,7 @@ import yaml
 from metrics import distributed, names
 from metrics.files import InputError, write_csv, write_text
 from repro import rows, snapshots
-from repro.pipeline.measuring import load_detectors, load_reference
-from repro.pipeline.stages import rank0_lock
+from repro.pipeline import measuring, stages
 from repro.sampling.features import FeatureShards
 from repro.search.distance import SampledDistance
 from repro.search.race import Finalist, Row, Search
@@ -39,19 +38,23 @@ def guide(
     networks = Networks(study, main, guides, folder / "networks")
     space = networks.space(settings)
     device, place = distributed.device(), locate(study, "references", data)
-    reference = load_reference(place, replace(study.evaluate, detectors=[detector], metrics=["fd"]))
-    form = FeatureShards(load_detectors([detector], place, device))
+    reference = measuring.load_reference(place, replace(study.evaluate, detectors=[detector], metrics=["fd"]))
+    form = FeatureShards(measuring.load_detectors([detector], place, device))
     objective = SampledDistance(networks, reference.require(detector), form, study, folder / "features", device)
     metric = names.space(detector)
-    facts = {"metric": metric.distance, "detector_sha256": form.detectors[detector].tags.get("weights_sha256", "")}
-    facts |= {"reference_sha256": reference.digest, **rows.provenance(device)}
+    facts = {
+        "metric": metric.distance,
+        "detector_sha256": form.detectors[detector].tags.get("weights_sha256", ""),
+        "reference_sha256": reference.digest,
+        **rows.provenance(device),
+    }
 
     def write(name: str, found: Sequence[Row | Finalist]) -> None:
         if distributed.rank() == 0:
             table = [vars(x.candidate) | vars(x) | objective.provenance[x.candidate] | facts for x in found]
             write_csv(folder / name, pd.DataFrame(table).drop(columns="candidate"))
 
-    with rank0_lock(folder):
+    with stages.rank0_lock(folder):
         distributed.barrier()  # nobody looks what is there before it is ours
         finalists = Search(space, objective, lambda path: write(PATH, path)).run()
         write(FINALISTS, finalists)
@@ -71,12 +74,16 @@ def _check_seeds(study: Study, settings: SearchSettings) -> None:
     batch, smallest = study.sampler.batch_size, settings.sizes[0]
     for block in (settings.seeds, *settings.fresh):
         if parse_seeds(block).start % batch or smallest % batch:
-            remedy = f"let blocks begin at multiples of {batch}, and the smallest rung ({smallest} images) be one"
-            raise InputError(f"seeds {block}: batches are {batch} seeds (sampler.batch_size); {remedy}")
+            raise InputError(
+                f"seeds {block}: batches are {batch} seeds (sampler.batch_size); let blocks begin at multiples "
+                f"of {batch}, and the smallest rung ({smallest} images) be one"
+            )
     for key, item in study.generate.items():
         if not set(item.all_seeds()).isdisjoint(settings.block):
-            remedy = "what a setting was chosen on cannot judge it, give other seeds"
-            raise InputError(f"seeds {settings.seeds}: generate.{key} reports some of them; {remedy}")
+            raise InputError(
+                f"seeds {settings.seeds}: generate.{key} reports some of them; what a setting was chosen on cannot "
+                "judge it, give other seeds"
+            )
 
 
 def _summary(finalists: Sequence[Finalist], space: Space, objective: SampledDistance, name: names.Name) -> str:

@@ -3,7 +3,6 @@
 A search that was killed samples nothing twice. Under torchrun the ranks share images, not candidates.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics import distributed
+from metrics import distributed, frechet
 from metrics.features import FeatureSet
-from metrics.frechet import Estimate, frechet_distance, paired_difference
 from metrics.statistics import Statistics
 from repro.sampling.configuration import Configuration
 from repro.sampling.features import FeatureShards, block_features
@@ -49,7 +47,7 @@ class SampledDistance:
         self.shards: dict[str, dict[range, Path]] = {}
         self._keys: dict[Candidate, str] = {}
         self._values: dict[tuple[str, range], float] = {}
-        self._asked: dict[str, set[int]] = defaultdict(set)
+        self._asked: dict[str, set[int]] = {}
 
     @property
     def images(self) -> int:
@@ -64,17 +62,18 @@ class SampledDistance:
         missing = [key for key in by_key if (key, seeds) not in self._values]
         values = np.zeros(len(missing))
         for i in range(distributed.rank(), len(missing), distributed.world_size()):
-            values[i] = frechet_distance(self.features(by_key[missing[i]], seeds).statistics(), self.real)
+            values[i] = frechet.frechet_distance(self.features(by_key[missing[i]], seeds).statistics(), self.real)
         values = distributed.all_reduce_sum(values)  # the same bits for all ranks, so that they go the same way
         self._values |= {(key, seeds): float(value) for key, value in zip(missing, values, strict=True)}
         return [self._values[self._key(candidate), seeds] for candidate in candidates]
 
-    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
+    def difference(self, a: Candidate, b: Candidate, seeds: range) -> frechet.Estimate:
         """Distance of `a` less that of `b` on the same seeds, both measured before, with its standard error."""
-        found = Estimate(0.0, 0.0)
+        found = frechet.Estimate(0.0, 0.0)
         if distributed.rank() == 0 and a != b:  # the other ranks follow
-            found = paired_difference(self.features(a, seeds).gather(), self.features(b, seeds).gather(), self.real)
-        return Estimate(*distributed.all_reduce_sum(np.array([found.value, found.standard_error])).tolist())
+            first, second = (self.features(candidate, seeds).gather() for candidate in (a, b))
+            found = frechet.paired_difference(first, second, self.real)
+        return frechet.Estimate(*distributed.all_reduce_sum(np.array([found.value, found.standard_error])).tolist())
 
     def features(self, candidate: Candidate, seeds: range) -> FeatureSet:
         """Features of the images of `seeds`, in order, on which a candidate was measured."""
@@ -103,7 +102,7 @@ class SampledDistance:
         """Features of the seeds that no shard has yet; the ranks share out the shards to be made."""
         work: list[tuple[Candidate, range, Path]] = []
         for key, candidate in by_key.items():
-            self._asked[key].update(seeds)
+            self._asked.setdefault(key, set()).update(seeds)
             for piece in lacking(seeds, self.shards[key], self.study.shards.size):
                 path = self.shards[key][piece] = self.folder / key / shard_name(piece, self.form.suffix)
                 work.append((candidate, piece, path))

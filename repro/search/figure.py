@@ -13,8 +13,7 @@ def draw_search(path: pd.DataFrame, metric: str) -> Figure:
 
     `path`: the search's path.csv.
     """
-    rows = path[path["stage"] != "fresh seeds"]
-    rows = rows[rows["num_images"] == rows["num_images"].max()]
+    rows = path[(path["stage"] != "fresh seeds") & (path["num_images"] == path["num_images"].max())]
     best = rows[rows["accepted"]]
     figure = Figure(figsize=(PAGE, 2.6))
     progress, weights = figure.subplots(1, 2, sharey=True)

@@ -81,8 +81,7 @@ class Search:
         for size in self.settings.sizes:
             values = self._measure(pool, block[:size])
             ranking = sorted(pool, key=values.__getitem__)  # equal values in the order given
-            better = ranking[: -(-len(pool) // 2)]
-            last = size == len(block)
+            better, last = ranking[: -(-len(pool) // 2)], size == len(block)
             going = ranking[:1] if last else [c for c in pool if c in better or c == best]
             self._record(stage, block[:size], values, going, going if last and going != [best] else [])
             out = [c for c in ranking if c not in going] + out
@@ -90,6 +89,7 @@ class Search:
         return pool + out
 
     def _confirm(self, pool: list[Candidate]) -> list[Finalist]:
+        """Candidates by their mean distance on the fresh blocks."""
         self._step += 1
         search, blocks = self._measure(pool, self.settings.block), list[dict[Candidate, float]]()
         for block in map(parse_seeds, self.settings.fresh):

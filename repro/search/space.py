@@ -1,11 +1,9 @@
 """What a search can try: seeds, ranges and steps, candidates on a lattice, and which of them are neighbours."""
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metrics.files import InputError
 from repro.strict import positive, within
@@ -100,7 +98,7 @@ class Space:
 
     settings: SearchSettings
     #: Run -> training length -> least and greatest EMA length that its snapshots give.
-    guides: Mapping[str, Mapping[int, Interval]]
+    guides: dict[str, dict[int, Interval]]
     #: The same for the main network; None for a fixed one.
     main_ema: Interval | None
 
@@ -135,13 +133,16 @@ class Space:
     def _settle(self, c: Candidate) -> Candidate:
         """The nearest point of the lattice that the ranges allow."""
         s = self.settings
-        main_ema = None if self.main_ema is None else snap(c.main_ema or 0.0, self.main_ema, s.ema_steps[-1])
-        guide_ema = snap(c.guide_ema, self.guides[c.guide][c.kimg], s.ema_steps[-1])
-        return Candidate(c.guide, c.kimg, snap(c.guidance, s.guidance, s.guidance_steps[-1]), main_ema, guide_ema)
+        return replace(
+            c,
+            guidance=snap(c.guidance, s.guidance, s.guidance_steps[-1]),
+            main_ema=None if self.main_ema is None else snap(c.main_ema or 0.0, self.main_ema, s.ema_steps[-1]),
+            guide_ema=snap(c.guide_ema, self.guides[c.guide][c.kimg], s.ema_steps[-1]),
+        )
 
 
-def lattice(ends: Interval, step: float) -> NDArray[np.float64]:
-    """Values a multiple of `step` above the interval's low end, up to its high end."""
+def lattice(ends: Interval, step: float) -> np.ndarray:
+    """Values a multiple of `step` above the interval's low end, up to its high end, float64."""
     return (ends[0] + np.arange(int((ends[1] - ends[0]) / step + 1e-6) + 1, dtype=np.float64) * step).round(6)
 
 

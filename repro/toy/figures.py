@@ -79,8 +79,7 @@ def _field(view: tuple[float, float, float], values: Callable[[Tensor], Tensor])
     """Coordinates along x and y of a grid that fills the view, and `values` of its points, [N, 2] -> [N]."""
     cx, cy, half = view
     x, y = (torch.linspace(centre - half, centre + half, RESOLUTION) for centre in (cx, cy))
-    points = torch.cartesian_prod(y, x).flip(1)
-    return x.numpy(), y.numpy(), values(points).reshape(RESOLUTION, RESOLUTION).double().numpy()
+    return x.numpy(), y.numpy(), values(torch.cartesian_prod(y, x).flip(1)).reshape(len(y), len(x)).double().numpy()
 
 
 def _noisy_points(mixture: Mixture) -> Tensor:
@@ -107,8 +106,7 @@ def _draw_ratio(ax: Axes, main: ToyNetwork, guide: ToyNetwork) -> None:
     """Filled contours of the log ratio of two learnt densities, 0 at its largest value in the view."""
     x, y, values = _field(CLOSEUP, lambda p: main.log_density(p, SIGMA_MID) - guide.log_density(p, SIGMA_MID))
     values -= values.max()
-    levels = np.linspace(np.quantile(values, 0.05), 0, 12)
-    ax.contourf(x, y, values, levels=levels, cmap="cividis", extend="min", alpha=0.85)
+    ax.contourf(x, y, values, np.linspace(np.quantile(values, 0.05), 0, 12), cmap="cividis", extend="min", alpha=0.85)
 
 
 def _draw_arrows(ax: Axes, points: Tensor, vectors: Tensor) -> None:

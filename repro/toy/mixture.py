@@ -69,11 +69,11 @@ class Mixture:
 
     def log_density(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """log p(x; sigma) in float64, differentiable: [N, 2] -> [N]."""
-        return torch.cat([self._logits(points, sigma).flatten(1).logsumexp(1) for points in x.split(CHUNK)])
+        return torch.cat([self._logits(p, sigma).flatten(1).logsumexp(1) for p in x.double().split(CHUNK)])
 
     def assign(self, x: Tensor) -> Tensor:
         """Index of the component that most probably made each point, in the order of `means`: [N, 2] -> int64 [N]."""
-        return torch.cat([self._logits(points).transpose(1, 2).flatten(1).argmax(1) for points in x.split(CHUNK)])
+        return torch.cat([self._logits(p).transpose(1, 2).flatten(1).argmax(1) for p in x.double().split(CHUNK)])
 
     @torch.no_grad()
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -83,11 +83,10 @@ class Mixture:
             x: [N, 2].
             sigma: noise level, more than 0: a number, or one per point ([N] or [N, 1]).
         """
-        sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x))
+        s = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).expand(len(x)) ** 2
         workspace = torch.empty([CHUNK, len(OFFSETS), len(self.weights)])
-        chunks = zip(x.split(CHUNK), sigma.split(CHUNK), strict=True)
-        scores = [self._score(points, levels, workspace[: len(points)]) for points, levels in chunks]
-        return torch.cat(scores).to(x.dtype)
+        chunks = zip(x.double().split(CHUNK), s.split(CHUNK), strict=True)
+        return torch.cat([self._score(*chunk, workspace[: len(chunk[0])]) for chunk in chunks]).to(x.dtype)
 
     @cached_property
     def _coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,8 +96,7 @@ class Mixture:
         the span, [B, 4].
         """
         m, d, C = self.centres, self.spans, self.covariances
-        trace = C.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-        J = trace * torch.eye(2, dtype=torch.float64) - C  # their adjugates, [B, 2, 2]
+        J = C.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * torch.eye(2).double() - C  # adjugates, [B, 2, 2]
         Jm, Jd = torch.einsum("bij,bj->bi", J, m), torch.einsum("bij,bj->bi", J, d)
         zero, one = torch.zeros_like(self.weights), torch.ones_like(self.weights)
         D = [J.det(), *[zero] * 5, J.diagonal(dim1=1, dim2=2).sum(1), *[zero] * 3, one]
@@ -118,16 +116,14 @@ class Mixture:
         return scale, aD * scale, bD * scale, cD * scale
 
     def _logits(self, x: Tensor, sigma: float = 0.0) -> Tensor:
-        """Log of weight times density of every component: [N, 2] -> float64 [N, 8, B], differentiable."""
-        x = x.double()
+        """Log of weight times density of every component: [N, 2] -> [N, 8, B], both float64, differentiable."""
         scale, a, b, c = self._branch_terms(x, torch.full_like(x[:, 0], sigma**2))
         a = a + (self.weights * scale.sqrt() / (2 * math.pi * len(OFFSETS))).log()
         t = OFFSETS[:, None]
         return a[:, None] + t * (b[:, None] + t * c[:, None])
 
-    def _score(self, x: Tensor, sigma: Tensor, E: Tensor) -> Tensor:
-        """`score` of a chunk at sigma [N] float64, in float64; `E` is a workspace, float32 [N, 8, B]."""
-        x, s = x.double(), sigma**2
+    def _score(self, x: Tensor, s: Tensor, E: Tensor) -> Tensor:
+        """`score` of a chunk [N, 2] at sigma^2 = `s` [N], all float64; `E` is a workspace, float32 [N, 8, B]."""
         scale, a, b, c = self._branch_terms(x, s)
         t = OFFSETS.float()[:, None]
 
@@ -165,14 +161,14 @@ def fractal(classes: str = "AB") -> Mixture:
     branches: list[tuple[float, ...]] = []  # depth, angle, length, beginning
 
     def grow(label: str, depth: int, angle: float, start: np.ndarray) -> None:
-        if depth > DEPTH:
-            return
         length = 0.292 * 0.8**depth * (1 + 0.2 * rnd.randn())
         if label in classes:
             branches.append((depth, angle, length, *start))
         end = start + length * np.array([math.cos(angle), math.sin(angle)])
         for side in (1, -1):
-            grow(label, depth + 1, angle + side * 0.7**depth * (1 + 0.2 * rnd.randn()), end)
+            child = angle + side * 0.7**depth * (1 + 0.2 * rnd.randn())
+            if depth < DEPTH:
+                grow(label, depth + 1, child, end)
 
     for label, root in ROOT_ANGLES.items():
         grow(label, 0, root, np.array(ORIGIN))

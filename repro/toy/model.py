@@ -26,8 +26,7 @@ class InputGradient(torch.autograd.Function):
         for weight in weights[1:]:
             sigmoid = output.sigmoid()
             a, rest = output * sigmoid, 1 - sigmoid  # a: SiLU
-            slope = torch.addcmul(sigmoid, a, rest)  # its derivative
-            tape.append((a, rest, slope))
+            tape.append((a, rest, torch.addcmul(sigmoid, a, rest)))  # the last one: its derivative
             output = F.linear(a, weight)
 
         grads, grads_a = [2 * scale * output], []  # by the output, then by what enters each SiLU

@@ -41,27 +41,26 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     }
     mixture, compared = fractal(settings.main.classes), methods(settings, networks)
     level = contour_level(mixture.log_density(mixture.sample(settings.num_true, _generator(TRUE_SEED))))
-    weights = {"true": 1.0} | {method.name: method.guidance for method in compared}
     common: dict[str, Any] = {"study": study, "num_images": settings.num_samples}
     common |= {"training_seed": settings.training.seed} | provenance(torch.device("cpu"))
-    rows: list[Row] = []
-    panels: dict[str, torch.Tensor] = {}
+    rows, panels = list[Row](), dict[str, torch.Tensor]()
     for seed in settings.sampling_seeds:
         true, fresh = (mixture.sample(settings.num_samples, _generator(s)) for s in (seed, TRUE_SEED + 1 + seed))
-        samples = {"true": fresh} | {method.name: draw(method, settings, seed) for method in compared}
-        panels = panels or {"Ground truth": true} | {method.title: samples[method.name] for method in compared}
-        for name, points in samples.items():
+        samples = {"true": (1.0, fresh)} | {m.name: (m.guidance, draw(m, settings, seed)) for m in compared}
+        panels = panels or {"Ground truth": true} | {m.title: samples[m.name][1] for m in compared}
+        for name, (weight, points) in samples.items():
             of = common | {"configuration": f"{key}-{name}", "method": name, "block": str(seed)}
             values = measure(mixture, points, true, level, settings.num_directions).items()
-            rows += [Row(metric=metric, value=value, guidance=weights[name], **of) for metric, value in values]
+            rows += [Row(metric=metric, value=value, guidance=weight, **of) for metric, value in values]
     write_rows(folder / MEASURES, rows)
 
     if settings.figures:
         from repro import drawing
         from repro.toy import figures
 
-        guided = [method for method in compared if method.guide is not None]
-        closeup = figures.draw_closeup(settings, mixture, networks["main"], guided)
+        closeup = figures.draw_closeup(
+            settings, mixture, networks["main"], [m for m in compared if m.guide is not None]
+        )
         for name, figure in zip(FIGURES, (figures.draw_overview(level, panels), closeup), strict=True):
             drawing.save(figure, folder / name, figures.STYLE, dpi=250, lay_out_once=False)
     write_json(made, record)

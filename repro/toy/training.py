@@ -23,15 +23,13 @@ class Trainer:
     """Everything that training changes: network, optimiser, average, random stream, iteration."""
 
     def __init__(self, network: ToyNetworkSettings, training: ToyTrainingSettings) -> None:
-        self.settings = training
-        self.mixture = fractal(network.classes)
+        self.settings, self.mixture = training, fractal(network.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.network = ToyNetwork(network.width, training.num_layers).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99))
         self.ema = PowerFunctionEMA(self.network, [training.ema_std])
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.iteration = 0
+        self.iteration, self.generator = 0, torch.Generator().manual_seed(training.seed)
 
     def step(self) -> float:
         """One iteration; returns its loss (appendix C)."""
@@ -86,10 +84,8 @@ def train(
     keep_freed_memory()
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = Trainer(network, training)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["digest"] == made_of:
-            trainer.load_state_dict(state)
+    if checkpoint.exists() and (state := torch.load(checkpoint, weights_only=True))["digest"] == made_of:
+        trainer.load_state_dict(state)
     start, total = trainer.iteration, network.iterations
     progress = tqdm(range(start, total), f"toy {path.stem}", total, initial=start, mininterval=2)
     for _ in progress:
