@@ -7,14 +7,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from metrics import distributed
+from metrics import distributed, names
 from metrics.files import InputError, write_csv, write_text
-from metrics.names import Name
-from metrics.names import space as feature_space
-from repro import snapshots
-from repro.pipeline.measuring import load_detectors, load_reference
-from repro.pipeline.stages import rank0_lock
-from repro.rows import provenance
+from repro import rows, snapshots
+from repro.pipeline import measuring, stages
 from repro.sampling.features import FeatureShards
 from repro.search.distance import SampledDistance
 from repro.search.race import Finalist, Row, Search
@@ -42,23 +38,25 @@ def guide(
     networks = Networks(study, main, guides, folder / "networks")
     space = networks.space(settings)
     device, place = distributed.device(), locate(study, "references", data)
-    reference = load_reference(place, replace(study.evaluate, detectors=[detector], metrics=["fd"]))
-    form = FeatureShards(load_detectors([detector], place, device))
-    real = reference.require(detector)
-    objective = SampledDistance(networks, real, form, study, folder / "features", device)
-    metric = feature_space(detector)
-    facts = {"metric": metric.distance, "detector_sha256": form.detectors[detector].tags.get("weights_sha256", "")}
-    facts |= {"reference_sha256": reference.digest, **provenance(device)}
+    reference = measuring.load_reference(place, replace(study.evaluate, detectors=[detector], metrics=["fd"]))
+    form = FeatureShards(measuring.load_detectors([detector], place, device))
+    objective = SampledDistance(networks, reference.require(detector), form, study, folder / "features", device)
+    metric = names.space(detector)
+    facts = {
+        "metric": metric.distance,
+        "detector_sha256": form.detectors[detector].tags.get("weights_sha256", ""),
+        "reference_sha256": reference.digest,
+        **rows.provenance(device),
+    }
 
-    def write(name: str, rows: Sequence[Row | Finalist]) -> None:
+    def write(name: str, found: Sequence[Row | Finalist]) -> None:
         if distributed.rank() == 0:
-            table = [vars(row.candidate) | vars(row) | objective.provenance[row.candidate] | facts for row in rows]
+            table = [vars(x.candidate) | vars(x) | objective.provenance[x.candidate] | facts for x in found]
             write_csv(folder / name, pd.DataFrame(table).drop(columns="candidate"))
 
-    with rank0_lock(folder):
+    with stages.rank0_lock(folder):
         distributed.barrier()  # nobody looks what is there before it is ours
-        search = Search(space, objective, lambda path: write(PATH, path))
-        finalists = search.run()
+        finalists = Search(space, objective, lambda path: write(PATH, path)).run()
         write(FINALISTS, finalists)
         text = _summary(finalists, space, objective, metric.name)
         if distributed.rank() == 0:
@@ -76,24 +74,27 @@ def _check_seeds(study: Study, settings: SearchSettings) -> None:
     batch, smallest = study.sampler.batch_size, settings.sizes[0]
     for block in (settings.seeds, *settings.fresh):
         if parse_seeds(block).start % batch or smallest % batch:
-            remedy = f"let blocks begin at multiples of {batch}, and the smallest rung ({smallest} images) be one"
-            raise InputError(f"seeds {block}: batches are {batch} seeds (sampler.batch_size); {remedy}")
+            raise InputError(
+                f"seeds {block}: batches are {batch} seeds (sampler.batch_size); let blocks begin at multiples "
+                f"of {batch}, and the smallest rung ({smallest} images) be one"
+            )
     for key, item in study.generate.items():
         if not set(item.all_seeds()).isdisjoint(settings.block):
-            remedy = "what a setting was chosen on cannot judge it, give other seeds"
-            raise InputError(f"seeds {settings.seeds}: generate.{key} reports some of them; {remedy}")
+            raise InputError(
+                f"seeds {settings.seeds}: generate.{key} reports some of them; what a setting was chosen on cannot "
+                "judge it, give other seeds"
+            )
 
 
-def _summary(finalists: Sequence[Finalist], space: Space, objective: SampledDistance, name: Name) -> str:
-    """The best setting, its rivals, and what the search took."""
+def _summary(finalists: Sequence[Finalist], space: Space, objective: SampledDistance, name: names.Name) -> str:
     blocks, full, grid, form = len(space.settings.fresh), len(space.settings.block), space.size(), f".{name.decimals}f"
-    head = f"Best guide by {name.label} on {blocks} fresh blocks of {full} images: mean (least to greatest)."
-    values = [f"- {f.mean:{form}} ({f.min:{form}} to {f.max:{form}}): {f.candidate}" for f in finalists]
-    tail = (
+    values = [f"- {f.mean:{form}} ({f.min:{form}} to {f.max:{form}}): {f.candidate}\n" for f in finalists]
+    return (
+        f"Best guide by {name.label} on {blocks} fresh blocks of {full} images: mean (least to greatest).\n\n"
+        f"{''.join(values)}\n"
         f"{objective.images:,} images of {len(objective.shards)} configurations; all {grid:,} settings of the lattice "
-        f"would take {grid * full:,} images. The settings for a study are in {SNIPPET}."
+        f"would take {grid * full:,} images. The settings for a study are in {SNIPPET}.\n"
     )
-    return "\n".join([head, "", *values, "", tail, ""])
 
 
 def _snippet(networks: Networks, best: Candidate, data: str, settings: SearchSettings) -> str:
@@ -105,6 +106,7 @@ def _snippet(networks: Networks, best: Candidate, data: str, settings: SearchSet
         reconstruct[key] = {"source": run.source, "kimg": kimg, "ema_stds": [std]}
         files[role] = f"{key}/{snapshots.format_name(key, kimg, std)}"
     entry = {"method": "autoguidance", **files, "guidance": best.guidance, "data": data, "seeds": settings.fresh[:1]}
-    entries = {"reconstruct": reconstruct, "generate": {"best-autoguidance": entry}}
     comment = "# Ids of runs that the study does not have are folders; enter those under `networks`.\n"
-    return comment + yaml.safe_dump(entries, sort_keys=False)
+    return comment + yaml.safe_dump(
+        {"reconstruct": reconstruct, "generate": {"best-autoguidance": entry}}, sort_keys=False
+    )

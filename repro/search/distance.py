@@ -3,7 +3,6 @@
 A search that was killed samples nothing twice. Under torchrun the ranks share images, not candidates.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics import distributed
+from metrics import distributed, frechet
 from metrics.features import FeatureSet
-from metrics.frechet import Estimate, frechet_distance, paired_difference
 from metrics.statistics import Statistics
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_pair
@@ -42,38 +40,39 @@ class SampledDistance:
     ) -> None:
         self.networks, self.real, self.form = networks, real, form
         self.study, self.folder, self.device = study, folder, device
+        #: Files and digests of the networks of what was measured.
         self.provenance: dict[Candidate, dict[str, str]] = {}
-        """Files and digests of the networks of what was measured."""
+        #: Configurations by key -> their features by seeds.
         self.shards: dict[str, dict[range, Path]] = {}
-        """Configurations by key -> their features by seeds."""
         self._keys: dict[Candidate, str] = {}
         self._values: dict[tuple[str, range], float] = {}
-        self._asked: dict[str, set[int]] = defaultdict(set)
+        self._asked: dict[str, set[int]] = {}
 
     @property
     def images(self) -> int:
+        """Different images, in all, behind the values asked for so far."""
         return sum(map(len, self._asked.values()))
 
     def measure(self, candidates: Sequence[Candidate], seeds: range) -> list[float]:
+        """The distance of each candidate, on the images of `seeds`."""
         self.networks.reconstruct(candidates)
         by_key = {self._key(candidate): candidate for candidate in candidates}
         self._sample(by_key, seeds)
-        for key in by_key:
-            self._asked[key].update(seeds)
         missing = [key for key in by_key if (key, seeds) not in self._values]
         values = np.zeros(len(missing))
         for i in range(distributed.rank(), len(missing), distributed.world_size()):
-            values[i] = frechet_distance(self.features(by_key[missing[i]], seeds).statistics(), self.real)
+            values[i] = frechet.frechet_distance(self.features(by_key[missing[i]], seeds).statistics(), self.real)
         values = distributed.all_reduce_sum(values)  # the same bits for all ranks, so that they go the same way
         self._values |= {(key, seeds): float(value) for key, value in zip(missing, values, strict=True)}
         return [self._values[self._key(candidate), seeds] for candidate in candidates]
 
-    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
-        found = Estimate(0.0, 0.0)
-        if distributed.rank() == 0:  # the others follow
+    def difference(self, a: Candidate, b: Candidate, seeds: range) -> frechet.Estimate:
+        """Distance of `a` less that of `b` on the same seeds, both measured before, with its standard error."""
+        found = frechet.Estimate(0.0, 0.0)
+        if distributed.rank() == 0 and a != b:  # the other ranks follow
             first, second = (self.features(candidate, seeds).gather() for candidate in (a, b))
-            found = paired_difference(first, second, self.real)
-        return Estimate(*distributed.all_reduce_sum(np.array([found.value, found.standard_error])).tolist())
+            found = frechet.paired_difference(first, second, self.real)
+        return frechet.Estimate(*distributed.all_reduce_sum(np.array([found.value, found.standard_error])).tolist())
 
     def features(self, candidate: Candidate, seeds: range) -> FeatureSet:
         """Features of the images of `seeds`, in order, on which a candidate was measured."""
@@ -90,25 +89,25 @@ class SampledDistance:
         if candidate not in self._keys:
             pair = self._load(candidate)
             guided = pair.configuration.guided
-            files = {"main": Path(guided.main).name, "guide_file": Path(guided.guide or "").name}
-            digests = {"main_sha256": pair.main_sha256, "guide_sha256": pair.guide_sha256 or ""}
-            self.provenance[candidate] = files | digests
+            self.provenance[candidate] = {"main": Path(guided.main).name, "guide_file": Path(guided.guide or "").name}
+            self.provenance[candidate] |= {"main_sha256": pair.main_sha256, "guide_sha256": pair.guide_sha256 or ""}
             key = self._keys[candidate] = digest(pair.digest, self.form.origin)[:24]
             if key not in self.shards:
-                shards = {parse_seeds(path.stem): path for path in (self.folder / key).glob(f"*{self.form.suffix}")}
-                self.shards[key] = {s: path for s, path in shards.items() if self.form.is_whole(path, list(s), pair)}
+                files = {path: parse_seeds(path.stem) for path in (self.folder / key).glob(f"*{self.form.suffix}")}
+                self.shards[key] = {s: path for path, s in files.items() if self.form.is_whole(path, list(s), pair)}
         return self._keys[candidate]
 
     def _sample(self, by_key: Mapping[str, Candidate], seeds: range) -> None:
         """Features of the seeds that no shard has yet; the ranks share out the shards to be made."""
         work: list[tuple[Candidate, range, Path]] = []
         for key, candidate in by_key.items():
+            self._asked.setdefault(key, set()).update(seeds)
             for piece in lacking(seeds, self.shards[key], self.study.shards.size):
                 path = self.shards[key][piece] = self.folder / key / shard_name(piece, self.form.suffix)
                 work.append((candidate, piece, path))
         distributed.barrier()  # nobody writes before all have looked
         mine = work[distributed.rank() :: distributed.world_size()]
-        total, hidden = sum(len(piece) for _, piece, _ in mine), None if distributed.rank() == 0 else True
+        total, hidden = sum(len(piece) for _, piece, _ in mine), distributed.rank() > 0 or None
         with tqdm(total=total, unit="img", disable=hidden) as bar, ThreadPoolExecutor(2) as pool:
             for candidate, piece, path in mine:
                 bar.set_description(str(candidate))
@@ -118,7 +117,6 @@ class SampledDistance:
 
 def lacking(seeds: range, shards: Iterable[range], size: int) -> list[range]:
     """The seeds that are in none of `shards`, in runs cut at multiples of `size`."""
-    covered = {seed for members in shards for seed in members}
-    missing = np.array([seed for seed in seeds if seed not in covered], np.int64)
+    missing = np.setdiff1d(seeds, [seed for members in shards for seed in members])
     cuts = np.flatnonzero((np.diff(missing) > 1) | (missing[1:] % size == 0)) + 1
     return [range(run[0], run[-1] + 1) for run in np.split(missing, cuts) if len(run)]

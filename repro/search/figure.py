@@ -13,8 +13,7 @@ def draw_search(path: pd.DataFrame, metric: str) -> Figure:
 
     `path`: the search's path.csv.
     """
-    rows = path[path["stage"] != "fresh seeds"]
-    rows = rows[rows["num_images"] == rows["num_images"].max()]
+    rows = path[(path["stage"] != "fresh seeds") & (path["num_images"] == path["num_images"].max())]
     best = rows[rows["accepted"]]
     figure = Figure(figsize=(PAGE, 2.6))
     progress, weights = figure.subplots(1, 2, sharey=True)
@@ -24,8 +23,7 @@ def draw_search(path: pd.DataFrame, metric: str) -> Figure:
     progress.legend()
     for place, ((guide, kimg), group) in enumerate(rows.groupby(["guide", "kimg"])):
         marker, shade = MARKERS[place % len(MARKERS)], PALETTE[place % len(PALETTE)]
-        label = f"{guide}, {kimg} kimg"
-        weights.plot(group["guidance"], group["value"], linestyle="none", marker=marker, color=shade, label=label)
+        weights.plot(group["guidance"], group["value"], marker, color=shade, label=f"{guide}, {kimg} kimg")
     weights.set_xlabel(WEIGHT_LABEL)
     weights.legend()
     return figure

@@ -6,29 +6,14 @@ images, the better half on twice as many, those of before among them, and so on;
 images, so only values of equal counts are compared. What remains is measured once more on seeds without part in it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from metrics.frechet import Estimate
+from repro.search.distance import SampledDistance
 from repro.search.space import Candidate, Space
 from repro.study import parse_seeds
-
-
-class Objective(Protocol):
-    """What a search minimises."""
-
-    @property
-    def images(self) -> int:
-        """Different images, in all, behind the values asked for so far."""
-
-    def measure(self, candidates: Sequence[Candidate], seeds: range) -> list[float]:
-        """The distance of each candidate, on the images of `seeds`."""
-
-    def difference(self, a: Candidate, b: Candidate, seeds: range) -> Estimate:
-        """Distance of `a` less that of `b` on the same seeds, both measured before, with its standard error."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Finalist:
 class Search:
     """One run of the search; `path` holds every measurement in order, `on_rung` is called as it grows."""
 
-    def __init__(self, space: Space, objective: Objective, on_rung: Callable[[list[Row]], None]) -> None:
+    def __init__(self, space: Space, objective: SampledDistance, on_rung: Callable[[list[Row]], None]) -> None:
         self.space, self.settings, self.objective, self.on_rung = space, space.settings, objective, on_rung
         self.path: list[Row] = []
         self._step = 0
@@ -82,10 +67,8 @@ class Search:
             while gained:
                 best = ranking[0]
                 ranking = self._race(f"level {level + 1}", [best, *self.space.neighbours(best, level)], best)
-                gained = ranking[0] != best
-                if gained:
-                    change = self.objective.difference(ranking[0], best, self.settings.block)
-                    gained = change.value < -change.standard_error
+                change = self.objective.difference(ranking[0], best, self.settings.block)
+                gained = change.value < -change.standard_error
         return self._confirm(ranking[: self.settings.finalists])
 
     def _race(self, stage: str, pool: list[Candidate], best: Candidate | None) -> list[Candidate]:
@@ -98,8 +81,7 @@ class Search:
         for size in self.settings.sizes:
             values = self._measure(pool, block[:size])
             ranking = sorted(pool, key=values.__getitem__)  # equal values in the order given
-            better = ranking[: -(-len(pool) // 2)]
-            last = size == len(block)
+            better, last = ranking[: -(-len(pool) // 2)], size == len(block)
             going = ranking[:1] if last else [c for c in pool if c in better or c == best]
             self._record(stage, block[:size], values, going, going if last and going != [best] else [])
             out = [c for c in ranking if c not in going] + out
@@ -113,11 +95,11 @@ class Search:
         for block in map(parse_seeds, self.settings.fresh):
             blocks.append(self._measure(pool, block))
             self._record("fresh seeds", block, blocks[-1], [], [])
-        finalists = []
-        for c in pool:
-            fresh = [values[c] for values in blocks]
-            listed = ";".join(f"{value:.8g}" for value in fresh)
-            finalists.append(Finalist(c, search[c], float(np.mean(fresh)), min(fresh), max(fresh), listed))
+        fresh = {c: [values[c] for values in blocks] for c in pool}
+        finalists = [
+            Finalist(c, search[c], float(np.mean(v)), min(v), max(v), ";".join(f"{value:.8g}" for value in v))
+            for c, v in fresh.items()
+        ]
         return sorted(finalists, key=lambda finalist: finalist.mean)
 
     def _measure(self, pool: list[Candidate], seeds: range) -> dict[Candidate, float]:
@@ -127,6 +109,7 @@ class Search:
         self, stage: str, seeds: range, values: dict[Candidate, float], kept: list[Candidate], new: list[Candidate]
     ) -> None:
         block, images = f"{seeds[0]}-{seeds[-1]}", self.objective.images
-        for c, value in values.items():
-            self.path.append(Row(self._step, stage, c, block, len(seeds), value, c in kept, c in new, images))
+        self.path += [
+            Row(self._step, stage, c, block, len(seeds), v, c in kept, c in new, images) for c, v in values.items()
+        ]
         self.on_rung(self.path)

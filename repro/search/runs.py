@@ -104,17 +104,16 @@ class Networks:
 
     def averages(self, c: Candidate) -> dict[str, tuple[Run, int, float]]:
         """Role -> run, training length and EMA length of the networks that a candidate has reconstructed."""
-        guide = {"guide": (self.guides[c.guide], c.kimg, c.guide_ema)}
-        if self.main is None or c.main_ema is None:
-            return guide
-        return {"main": (self.main, max(self.main.lengths), c.main_ema)} | guide
+        main, guide = self.main, {"guide": (self.guides[c.guide], c.kimg, c.guide_ema)}
+        return guide if main is None or c.main_ema is None else {"main": (main, max(main.lengths), c.main_ema)} | guide
 
     def guided(self, c: Candidate) -> Guided:
         """A candidate with its networks as files, made or to be made."""
-        files = {"main": str(self.file)}
-        for role, (run, kimg, std) in self.averages(c).items():
-            files[role] = str(self.folder / f"{run.name}-{run.stamp}" / snapshots.format_name(run.name, kimg, std))
-        return Guided(files["main"], files["guide"], c.guidance).active
+        files = {"main": self.file} | {
+            role: self.folder / f"{run.name}-{run.stamp}" / snapshots.format_name(run.name, kimg, std)
+            for role, (run, kimg, std) in self.averages(c).items()
+        }
+        return Guided(str(files["main"]), str(files["guide"]), c.guidance).active
 
     def reconstruct(self, candidates: Sequence[Candidate]) -> None:
         """Make the networks that are missing; one pass over a run's snapshots per training length."""

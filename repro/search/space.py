@@ -1,11 +1,9 @@
 """What a search can try: seeds, ranges and steps, candidates on a lattice, and which of them are neighbours."""
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from metrics.files import InputError
 from repro.strict import positive, within
@@ -100,7 +98,7 @@ class Space:
 
     settings: SearchSettings
     #: Run -> training length -> least and greatest EMA length that its snapshots give.
-    guides: Mapping[str, Mapping[int, Interval]]
+    guides: dict[str, dict[int, Interval]]
     #: The same for the main network; None for a fixed one.
     main_ema: Interval | None
 
@@ -115,37 +113,37 @@ class Space:
         """The local grid around `centre`: one step to either side along every axis."""
         s = self.settings
         steps = {"guidance": s.guidance_steps[level], "main_ema": s.ema_steps[level], "guide_ema": s.ema_steps[level]}
-        moves = [(axis, change) for axis, step in steps.items() for change in (-step, step)]
         at = vars(centre) | {"main_ema": centre.main_ema or 0.0}
-        found = [replace(centre, **{axis: at[axis] + change}) for axis, change in moves]
+        found = [replace(centre, **{axis: at[axis] + d}) for axis, step in steps.items() for d in (-step, step)]
         times = sorted(self.guides[centre.guide])
-        place = times.index(centre.kimg)
-        found += [replace(centre, kimg=times[i]) for i in (place - 1, place + 1) if 0 <= i < len(times)]
-        for run, kimgs in self.guides.items():
-            nearest = min(kimgs, key=lambda kimg: abs(np.log(kimg / centre.kimg)))
-            found.append(replace(centre, guide=run, kimg=nearest))  # its own run: the centre, left out below
+        found += [replace(centre, kimg=k) for k in times if abs(times.index(k) - times.index(centre.kimg)) == 1]
+        found += [  # of its own run: the centre, left out below
+            replace(centre, guide=run, kimg=min(kimgs, key=lambda kimg: abs(np.log(kimg / centre.kimg))))
+            for run, kimgs in self.guides.items()
+        ]
         return [candidate for candidate in dict.fromkeys(map(self._settle, found)) if candidate != centre]
 
     def size(self) -> int:
         """Candidates of the exhaustive grid on the finest lattice."""
-        s = self.settings
-        weights = len(lattice(s.guidance, s.guidance_steps[-1]))
-        mains = 1 if self.main_ema is None else len(lattice(self.main_ema, s.ema_steps[-1]))
-        ranges = (ends for times in self.guides.values() for ends in times.values())
-        return weights * mains * sum(len(lattice(ends, s.ema_steps[-1])) for ends in ranges)
+        step = self.settings.ema_steps[-1]
+        mains = 1 if self.main_ema is None else len(lattice(self.main_ema, step))
+        guides = sum(len(lattice(ends, step)) for times in self.guides.values() for ends in times.values())
+        return len(lattice(self.settings.guidance, self.settings.guidance_steps[-1])) * mains * guides
 
     def _settle(self, c: Candidate) -> Candidate:
         """The nearest point of the lattice that the ranges allow."""
         s = self.settings
-        main_ema = None if self.main_ema is None else snap(c.main_ema or 0.0, self.main_ema, s.ema_steps[-1])
-        guide_ema = snap(c.guide_ema, self.guides[c.guide][c.kimg], s.ema_steps[-1])
-        return Candidate(c.guide, c.kimg, snap(c.guidance, s.guidance, s.guidance_steps[-1]), main_ema, guide_ema)
+        return replace(
+            c,
+            guidance=snap(c.guidance, s.guidance, s.guidance_steps[-1]),
+            main_ema=None if self.main_ema is None else snap(c.main_ema or 0.0, self.main_ema, s.ema_steps[-1]),
+            guide_ema=snap(c.guide_ema, self.guides[c.guide][c.kimg], s.ema_steps[-1]),
+        )
 
 
-def lattice(ends: Interval, step: float) -> NDArray[np.float64]:
-    """Values a multiple of `step` above the interval's low end, up to its high end."""
-    count = int((ends[1] - ends[0]) / step + 1e-6) + 1
-    return (ends[0] + np.arange(count, dtype=np.float64) * step).round(6)
+def lattice(ends: Interval, step: float) -> np.ndarray:
+    """Values a multiple of `step` above the interval's low end, up to its high end, float64."""
+    return (ends[0] + np.arange(int((ends[1] - ends[0]) / step + 1e-6) + 1, dtype=np.float64) * step).round(6)
 
 
 def snap(value: float, ends: Interval, step: float) -> float:

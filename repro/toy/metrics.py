@@ -25,8 +25,7 @@ NAMES = {
 
 def contour_level(log_density: Tensor) -> float:
     """Log density of the contour that holds MASS of the distribution, from the values [N] at many true points."""
-    position = int((1 - MASS) * len(log_density))
-    return log_density.kthvalue(position + 1).values.item()
+    return log_density.kthvalue(int((1 - MASS) * len(log_density)) + 1).values.item()
 
 
 def coverage_jsd(assigned: Tensor, weights: Tensor) -> float:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metrics.files import write_json
 from repro.numerics import numerics
@@ -30,54 +29,47 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     settings are used again, and an interrupted training goes on from its checkpoint. `study` is the study's name and
     `key` the id in it; a method's configuration is called `KEY-METHOD`.
     """
-    record = facts(settings) | numerics("toy")
-    if _is_complete(folder, record, settings.figures):
+    record, made = facts(settings) | numerics("toy"), folder / SETTINGS
+    outputs = [folder / MEASURES, *(network_path(folder, role) for role in ROLES)]
+    outputs += [folder / f"{name}.{suffix}" for name in FIGURES if settings.figures for suffix in ("png", "svg")]
+    if made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs):
         return folder / MEASURES
-    (folder / SETTINGS).unlink(missing_ok=True)
+    made.unlink(missing_ok=True)
     networks = {
         role: train(network_path(folder, role), getattr(settings, role), settings.training, settings.checkpoint_every)
         for role in ROLES
     }
     mixture, compared = fractal(settings.main.classes), methods(settings, networks)
     level = contour_level(mixture.log_density(mixture.sample(settings.num_true, _generator(TRUE_SEED))))
-    weights = {"true": 1.0} | {method.name: method.guidance for method in compared}
     common: dict[str, Any] = {"study": study, "num_images": settings.num_samples}
     common |= {"training_seed": settings.training.seed} | provenance(torch.device("cpu"))
-    rows: list[Row] = []
-    panels: dict[str, Tensor] = {}
+    rows, panels = list[Row](), dict[str, torch.Tensor]()
     for seed in settings.sampling_seeds:
         true, fresh = (mixture.sample(settings.num_samples, _generator(s)) for s in (seed, TRUE_SEED + 1 + seed))
-        samples = {"true": fresh} | {method.name: draw(method, settings, seed) for method in compared}
-        panels = panels or {"Ground truth": true} | {method.title: samples[method.name] for method in compared}
-        for name, points in samples.items():
+        samples = {"true": (1.0, fresh)} | {m.name: (m.guidance, draw(m, settings, seed)) for m in compared}
+        panels = panels or {"Ground truth": true} | {m.title: samples[m.name][1] for m in compared}
+        for name, (weight, points) in samples.items():
             of = common | {"configuration": f"{key}-{name}", "method": name, "block": str(seed)}
-            values = measure(mixture, points, true, level, settings.num_directions)
-            rows += [Row(metric=metric, value=values[metric], guidance=weights[name], **of) for metric in values]
+            values = measure(mixture, points, true, level, settings.num_directions).items()
+            rows += [Row(metric=metric, value=value, guidance=weight, **of) for metric, value in values]
     write_rows(folder / MEASURES, rows)
 
     if settings.figures:
         from repro import drawing
         from repro.toy import figures
 
-        guided = [method for method in compared if method.guide is not None]
-        overview = figures.draw_overview(level, panels)
-        closeup = figures.draw_closeup(settings, mixture, networks["main"], guided)
-        for name, figure in zip(FIGURES, (overview, closeup), strict=True):
+        closeup = figures.draw_closeup(
+            settings, mixture, networks["main"], [m for m in compared if m.guide is not None]
+        )
+        for name, figure in zip(FIGURES, (figures.draw_overview(level, panels), closeup), strict=True):
             drawing.save(figure, folder / name, figures.STYLE, dpi=250, lay_out_once=False)
-    write_json(folder / SETTINGS, record)
+    write_json(made, record)
     return folder / MEASURES
 
 
 def network_path(folder: Path, role: str) -> Path:
     """Where `run` leaves a network of `ROLES`."""
     return folder / "networks" / f"{role}.safetensors"
-
-
-def _is_complete(folder: Path, record: dict[str, Any], figures: bool) -> bool:
-    outputs = [folder / MEASURES, *(network_path(folder, role) for role in ROLES)]
-    outputs += [folder / f"{name}.{suffix}" for name in FIGURES if figures for suffix in ("png", "svg")]
-    made = folder / SETTINGS
-    return made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs)
 
 
 def _generator(seed: int) -> torch.Generator:

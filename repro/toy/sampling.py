@@ -1,7 +1,6 @@
 """The methods that the 2D example compares, and their samples."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +42,9 @@ def draw(method: Method, settings: ToySettings, seed: int) -> Tensor:
 
 def solve(method: Method, settings: ToySettings, noise: Tensor, sigma_max: float) -> Tensor:
     """Where the sampler takes unit noise [N, 2] scaled to `sigma_max`."""
-    schedule: dict[str, Any] = {name: getattr(settings, name) for name in ("num_steps", "sigma_min", "rho")}
     weight = 1.0 if method.guide is None else method.guidance
-    return sample(method.network, noise, None, method.guide, weight, sigma_max=sigma_max, **schedule)
+    schedule = (settings.num_steps, settings.sigma_min, sigma_max, settings.rho)
+    return sample(method.network, noise, None, method.guide, weight, None, "linear", *schedule)
 
 
 def trajectories(method: Method, settings: ToySettings, start: Tensor, sigma_max: float) -> Tensor:

@@ -1,7 +1,6 @@
 """Settings of the 2D example; the defaults are the paper's (arXiv:2406.02507 appendix C)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from metrics.files import InputError
 from repro.strict import finite, positive, within
@@ -59,7 +58,7 @@ class ToySettings:
     """One run of the 2D example."""
 
     #: What is measured: fresh points of the mixture, and samples by every method.
-    METHODS: ClassVar[tuple[str, ...]] = ("true", "unguided", "cfg", "autoguidance", "truncation")
+    METHODS = ("true", "unguided", "cfg", "autoguidance", "truncation")
 
     training: ToyTrainingSettings = ToyTrainingSettings()
     main: ToyNetworkSettings = ToyNetworkSettings("A", width=64, iterations=4096)

@@ -1,13 +1,12 @@
 """Exact score matching: training the 2D example's networks, interruptible at any time."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,24 +23,21 @@ class Trainer:
     """Everything that training changes: network, optimiser, average, random stream, iteration."""
 
     def __init__(self, network: ToyNetworkSettings, training: ToyTrainingSettings) -> None:
-        self.settings = training
-        self.mixture = fractal(network.classes)
+        self.settings, self.mixture = training, fractal(network.classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.network = ToyNetwork(network.width, training.num_layers).train()
         self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99))
         self.ema = PowerFunctionEMA(self.network, [training.ema_std])
-        self.generator = torch.Generator().manual_seed(training.seed)
-        self.iteration = 0
+        self.iteration, self.generator = 0, torch.Generator().manual_seed(training.seed)
 
     def step(self) -> float:
-        """One iteration; returns its loss."""
-        (group,) = self.optimizer.param_groups
-        group["lr"] = self.settings.ref_lr / max(self.iteration / self.settings.ref_iterations, 1) ** 0.5
+        """One iteration; returns its loss (appendix C)."""
+        decay = max(self.iteration / self.settings.ref_iterations, 1) ** 0.5
+        self.optimizer.param_groups[0]["lr"] = self.settings.ref_lr / decay
         self.optimizer.zero_grad(set_to_none=True)
         x, sigma = draw(self.mixture, self.settings, self.generator)
-        error = sigma * (self.network.score(x, sigma) - self.mixture.score(x, sigma))
-        loss = error.square().sum(1).mean()  # appendix C
+        loss = (sigma * (self.network.score(x, sigma) - self.mixture.score(x, sigma))).square().sum(1).mean()
         loss.backward()
         self.optimizer.step()
         self.iteration += 1
@@ -88,10 +84,8 @@ def train(
     keep_freed_memory()
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = Trainer(network, training)
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["digest"] == made_of:
-            trainer.load_state_dict(state)
+    if checkpoint.exists() and (state := torch.load(checkpoint, weights_only=True))["digest"] == made_of:
+        trainer.load_state_dict(state)
     start, total = trainer.iteration, network.iterations
     progress = tqdm(range(start, total), f"toy {path.stem}", total, initial=start, mininterval=2)
     for _ in progress:
@@ -100,22 +94,22 @@ def train(
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
             with atomic_write(checkpoint) as temporary:
                 torch.save(trainer.state_dict() | {"digest": made_of}, temporary)
-    averaged = trainer.ema.networks()[training.ema_std]
-    metadata = {"digest": made_of, "network": asdict(network), "training": asdict(training)}
+    averaged = trainer.ema.networks()[training.ema_std].state_dict()
+    metadata = {"digest": made_of, "network": vars(network), "training": vars(training)}
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(averaged.state_dict(), temporary, metadata={"repro": json.dumps(metadata)})
+        save_file(averaged, temporary, metadata={"repro": json.dumps(metadata)})
     checkpoint.unlink(missing_ok=True)
-    return averaged
+    return load(path)
 
 
 def load(path: Path) -> ToyNetwork:
     """A trained network, ready for sampling."""
     metadata = _read_metadata(path)
     network = ToyNetwork(metadata["network"]["width"], metadata["training"]["num_layers"])
-    network.load_state_dict(safetensors.torch.load_file(path))
+    network.load_state_dict(load_file(path))
     return network.eval().requires_grad_(False)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    with safetensors.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         return dict(json.loads((file.metadata() or {}).get("repro", "{}")))

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.toy.fast_score import CHUNK
-from repro.toy.mixture import Mixture, fractal
+from repro.toy.mixture import CHUNK, Mixture, fractal
 from tests.repro.toy.plain import component_covariances, distribution, noisy_points
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.toy.gradient import InputGradient
-from repro.toy.model import ToyNetwork
+from repro.toy.model import InputGradient, ToyNetwork
 
 
 @pytest.fixture(params=[1, 3])
