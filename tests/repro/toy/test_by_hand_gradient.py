@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.toy.model import InputGradient, ToyNetwork
+from repro.toy.by_hand import InputGradient
+from repro.toy.model import ToyNetwork
 
 
 @pytest.fixture(params=[1, 3])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.toy.mixture import CHUNK, Mixture, fractal
+from repro.toy.by_hand import CHUNK
+from repro.toy.mixture import Mixture, fractal
 from tests.repro.toy.plain import component_covariances, distribution, noisy_points
 
 
