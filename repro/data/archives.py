@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metrics.files import InputError, folder_lock, write_json
 from metrics.images import LABELS, decode, open_images
-from repro.data.crop import center_crop_dhariwal
 from repro.data.datasets import ImageDataset
 from repro.encoders import StabilityVAEEncoder
 from repro.pixels import encode_png, write_zip
@@ -64,6 +64,21 @@ def convert(
     return _write(target, item_names(len(images)), images.labels, facts, encoded, bytes_per_item=0.5 * 3 * size**2)
 
 
+def center_crop_dhariwal(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Centre crop to `size` x `size` as ADM prepares ImageNet: uint8 [H, W, C] -> uint8 [size, size, C].
+
+    Halved by box filter while the shorter side is at least twice the size, then bicubic to the size (Dhariwal and
+    Nichol 2021, whose resampling the published networks and reference statistics are bound to).
+    """
+    picture = PIL.Image.fromarray(image)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), PIL.Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize([round(side * scale) for side in picture.size], PIL.Image.Resampling.BICUBIC)
+    left, top = ((side - size) // 2 for side in picture.size)
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
+
+
 def cropped_png(content: bytes | NDArray[np.uint8], size: int) -> bytes:
     """An encoded image, or pixels, as a PNG of its centre, `size` x `size`, RGB."""
     return encode_png(center_crop_dhariwal(decode(content), size))
@@ -91,8 +106,7 @@ def encode(source: str | Path, target: str | Path, encoder: StabilityVAEEncoder,
                 np.save(stream, latents)
                 yield stream.getvalue()
 
-    size = 4 * 8 * (images.img_resolution // 8) ** 2
-    return _write(target, names, images.labels, facts, encoded, bytes_per_item=size)
+    return _write(target, names, images.labels, facts, encoded, bytes_per_item=0.5 * images.img_resolution**2)
 
 
 def check(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import threading
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics.files import InputError, explained
-from metrics.images import LABELS, Source, ZipSource, open_sources, own_labels
+from metrics.images import LABELS, ZipSource, open_sources, own_labels
 from repro.encoders import Encoder, RGBEncoder
 from repro.pixels import decode_png
 
@@ -39,17 +38,14 @@ class ImageDataset:
     """
 
     def __init__(self, path: str | Path, encoder: Encoder | None = None, use_labels: bool = True) -> None:
-        self.path = Path(path)
-        self.encoder = encoder or RGBEncoder()
-        sources = open_sources(self.path)
-        if len(sources) > 1:
-            raise InputError(f"{path}: holds {len(sources)} archives, expected images; name one of the archives")
-        if not sources[0].names:
-            raise InputError(f"{path}: holds no images or latents; see `repro data convert`")
-        self._source = sources[0]
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
+        self.path, self.encoder = Path(path), encoder or RGBEncoder()
+        self._source, *others = open_sources(self.path)
         self.names = self._source.names
+        if others:
+            raise InputError(f"{path}: holds {1 + len(others)} archives, expected images; name one of the archives")
+        if not self.names:
+            raise InputError(f"{path}: holds no images or latents; see `repro data convert`")
+        self._lock, self._pool = threading.Lock(), ThreadPoolExecutor()
         labels = own_labels(self._source) if use_labels else None
         self.labels = None if labels is None else np.asarray(labels, np.int64)  # class of each item [items], or None
         if self.labels is not None and self.labels.min() < 0:
@@ -61,8 +57,7 @@ class ImageDataset:
             raise InputError(f"{self.path}: {self.names[0]} is {list(self.shape)}, expected a square [C, size, size]")
         self.img_resolution = self.shape[1]
         self.img_channels = self.shape[0] if self.encoder.kind == "rgb" else self.shape[0] // 2
-        fits = len(self) * first.nbytes <= CACHE_BYTES
-        self._kept = lru_cache(len(self) if fits else 0)(self._decode)
+        self._kept = lru_cache(len(self) if len(self) * first.nbytes <= CACHE_BYTES else 0)(self._decode)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,8 +65,14 @@ class ImageDataset:
     @cached_property
     def digest(self) -> str:
         """Hex sha256 over name, size and CRC-32 of every item, and over the labels, whatever contains them."""
+        if isinstance(self._source, ZipSource):  # which states them, so that terabytes need not be read
+            with zipfile.ZipFile(self._source.path) as archive:
+                found = [(entry.filename, entry.file_size, entry.CRC) for entry in map(archive.getinfo, self.names)]
+        else:
+            contents = (bytes(self._source.read(item)) for item in range(len(self)))
+            found = [(name, len(data), zlib.crc32(data)) for name, data in zip(self.names, contents, strict=True)]
         labels = None if self.labels is None else self.labels.tolist()
-        return hashlib.sha256(json.dumps([_checksums(self._source), labels]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([found, labels]).encode()).hexdigest()
 
     def image(self, item: int) -> NDArray[Any]:
         """Item `item`: uint8 [C, H, W], or float32 for stored latents."""
@@ -90,26 +91,15 @@ class ImageDataset:
         return images, F.one_hot(torch.from_numpy(self.labels[items]), self.label_dim).float()
 
     def _decode(self, item: int) -> NDArray[Any]:
-        name = self.names[item]
         try:
             with explained("cannot be read"):
                 with self._lock:
                     data = self._source.read(item)
-                if isinstance(data, bytes) and name.endswith(".npy"):
+                if isinstance(data, bytes) and self.names[item].endswith(".npy"):
                     return np.load(io.BytesIO(data), allow_pickle=False).astype(np.float32, copy=False)
                 return np.ascontiguousarray(decode_png(data).transpose(2, 0, 1))
         except InputError as err:
-            raise InputError(f"{self.path}: {name} {err}; see `repro data check`") from err
-
-
-def _checksums(source: Source) -> list[tuple[str, int, int]]:
-    """Name, size and CRC-32 of every item: a zip states them, so that terabytes need not be read."""
-    if isinstance(source, ZipSource):
-        with zipfile.ZipFile(source.path) as archive:
-            entries = [archive.getinfo(name) for name in source.names]
-        return [(entry.filename, entry.file_size, entry.CRC) for entry in entries]
-    contents = ((name, bytes(source.read(item))) for item, name in enumerate(source.names))
-    return [(name, len(content), zlib.crc32(content)) for name, content in contents]
+            raise InputError(f"{self.path}: {self.names[item]} {err}; see `repro data check`") from err
 
 
 @lru_cache(maxsize=2)
@@ -119,5 +109,4 @@ def _epoch_order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
 
 def shuffled(seed: int, positions: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Item at each position of an endless stream that shuffles `length` items anew in every pass over them."""
-    places = zip(*np.divmod(positions, length), strict=True)
-    return np.array([_epoch_order(seed, int(epoch), length)[place] for epoch, place in places], np.int64)
+    return np.array([_epoch_order(seed, p // length, length)[p % length] for p in positions.tolist()], np.int64)
