@@ -62,8 +62,7 @@ ALGORITHM_2 = {
     "autoguidance-img512-xxs": replace(EDM2["edm2-img512-xxs"], duration_Mi=512),
 }
 RECIPES: Registry[Recipe] = Registry("training preset")
-for _name, _recipe in (EDM2 | ALGORITHM_2).items():
-    RECIPES.register(_name, _recipe)
+RECIPES.update(EDM2 | ALGORITHM_2)
 
 
 def configure(preset: str, changes: Mapping[str, Any] | None = None) -> TrainingConfig:
@@ -73,13 +72,9 @@ def configure(preset: str, changes: Mapping[str, Any] | None = None) -> Training
     an unknown recipe or name, or values that do not fit.
     """
     recipe, changes = RECIPES[preset], dict(changes or {})
-    own = {
-        "name": preset,
-        "network": asdict(recipe.network),
-        "conditional": recipe.conditional,
-        "ref_lr": recipe.ref_lr,
-    }
-    base = build(TrainingConfig, own | SHARED[recipe.resolution] | {"total_nimg": recipe.duration_Mi * MI})
+    own = {"name": preset, "network": asdict(recipe.network), "total_nimg": recipe.duration_Mi * MI}
+    own |= {"conditional": recipe.conditional, "ref_lr": recipe.ref_lr}
+    base = build(TrainingConfig, own | SHARED[recipe.resolution])
     values = base.values() | changes
     batch_size, total, counts = values["batch_size"], values["total_nimg"], {key: values[key] for key in COUNTS}
     if all(type(n) is int and n > 0 for n in (batch_size, *counts.values())):  # whatever else is refused below
