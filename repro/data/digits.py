@@ -105,9 +105,9 @@ class Digits(Kind):
 
     def _transformations(self, seed: int, positions: NDArray[np.int64]) -> Tensor:
         """Inverse affine maps [N, 2, 3] from output to input coordinates in [-1, 1]."""
-        extents = (self.shift, self.shift, self.rotation, self.log_scale, self.shear)
         dx, dy, angle, log_scale, shear = (
-            extent * (2 * uniform(seed, 11 + i, positions) - 1) for i, extent in enumerate(extents)
+            extent * (2 * uniform(seed, 11 + i, positions) - 1)
+            for i, extent in enumerate((self.shift, self.shift, self.rotation, self.log_scale, self.shear))
         )
         cos, sin = np.cos(angle) * np.exp(-log_scale), np.sin(angle) * np.exp(-log_scale)
         theta = np.stack([cos, sin + shear * cos, dx, -sin, cos - shear * sin, dy], axis=1)

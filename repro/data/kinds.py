@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, make_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,10 +20,9 @@ from metrics.detectors import Detector, load
 from metrics.files import Downloads, InputError
 from metrics.images import open_images
 from metrics.registry import Registry
-from repro.data.datasets import ImageDataset
+from repro.data.archives import ImageDataset
 
 REFERENCE, FEATURES = "reference.npz", "features.npz"
-CACHE = "cache"  # chunks of an unfinished extraction
 
 
 class TrainingData(Protocol):
@@ -100,11 +98,13 @@ class ImageKind(Kind):
         """
         images = open_images(self.images(folder))
         loaded = {name: load(name, device=distributed.device()) for name in detectors}
-        extraction = partial(features.extract, images, loaded, target / CACHE)
         order = np.random.default_rng(0).permutation(len(images))
-        write_reference(target, loaded, images.digest, images.labels, extraction, order)
+        cache = target / "cache"  # chunks of an unfinished extraction
+        write_reference(
+            target, loaded, images.digest, images.labels, lambda: features.extract(images, loaded, cache), order
+        )
         if distributed.rank() == 0:
-            shutil.rmtree(target / CACHE, ignore_errors=True)
+            shutil.rmtree(cache, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,11 @@ def write_reference(
     classes = None if labels is None else labels[order]
     with suppress(InputError):  # of what is missing or damaged
         kept = features.read(target / FEATURES)
-        same = kept.tags == tags and np.array_equal(np.asarray(kept.labels), np.asarray(classes))  # or both are None
-        if same and references.load(target / REFERENCE):
+        if (
+            kept.tags == tags
+            and np.array_equal(np.asarray(kept.labels), np.asarray(classes))  # or both are None
+            and references.load(target / REFERENCE)
+        ):
             return
     sets = {name: replace(found, tags=tags[name]) for name, found in extract().items()}
     statistics = {name: found.statistics() for name, found in sets.items()}
