@@ -135,7 +135,6 @@ class TrainingConfig:
 
         Raises InputError for an unknown name, or a value that does not fit.
         """
-        network = changes.get("network", {})
-        if isinstance(network, dict):
+        if isinstance(network := changes.get("network", {}), dict):
             changes["network"] = asdict(self.settings.network) | network
         return build(TrainingConfig, self.values() | changes)

@@ -59,17 +59,15 @@ def train(
     _resume(trainer, folder, identity)
 
     loss, since = torch.zeros([], device=trainer.device), (trainer.cur_nimg, time.perf_counter())
-    # disable None: unless this is a terminal
-    bar = tqdm(
-        total=pace.total_nimg, initial=trainer.cur_nimg, desc=settings.name, unit="img", disable=rank > 0 or None
-    )
+    steps, hidden = range(trainer.cur_nimg, pace.total_nimg, settings.batch_size), rank > 0 or None  # None: no terminal
+    bar = tqdm(total=pace.total_nimg, initial=trainer.cur_nimg, desc=settings.name, unit="img", disable=hidden)
     with _kept_signals() as asked, bar:
-        for drawn in drawn_ahead(config, dataset, range(trainer.cur_nimg, pace.total_nimg, settings.batch_size)):
+        for drawn in drawn_ahead(config, dataset, steps):
             torch.manual_seed(int(mix(settings.seed, 2, trainer.cur_nimg, rank)))  # dropout only
             loss += trainer.step(d.encoded(dataset, settings.conditional, trainer.device) for d in drawn)
             bar.update(settings.batch_size)
             nimg, finished = trainer.cur_nimg, trainer.cur_nimg == pace.total_nimg
-            stopping = _sum(len(asked)) > 0
+            stopping = distributed.all_reduce_sum(np.array([len(asked)], float)).item() > 0  # in all processes or none
 
             if finished or stopping or nimg % pace.log_nimg == 0:
                 line = _line(trainer, loss, *since)
@@ -84,7 +82,10 @@ def train(
                     on_snapshot(nimg, files)
                 distributed.barrier()
             if finished or stopping or nimg % pace.checkpoint_nimg == 0:
-                _save_checkpoint(trainer, folder / CHECKPOINT, identity)
+                if rank == 0:
+                    with atomic_write(folder / CHECKPOINT) as temporary:
+                        torch.save({"identity": identity, **trainer.state_dict()}, temporary)
+                distributed.barrier()
             if stopping and not finished:
                 bar.close()
                 distributed.print0(f"{settings.name}: stopped at {nimg:,} images, where the next run goes on")
@@ -101,8 +102,8 @@ def _kept_signals() -> Iterator[list[int]]:
         kept.append(number)
         signal.signal(number, before[number])
 
-    watched = WATCHED if threading.current_thread() is threading.main_thread() else ()  # Python hands them to no other
-    before = {number: signal.signal(number, keep) for number in watched}
+    # Python hands signals to no other thread
+    before = {n: signal.signal(n, keep) for n in WATCHED if threading.current_thread() is threading.main_thread()}
     try:
         yield kept
     finally:
@@ -122,23 +123,15 @@ def _save_snapshots(trainer: Trainer, dataset: TrainingData, folder: Path) -> di
     return files
 
 
-def _save_checkpoint(trainer: Trainer, path: Path, identity: dict[str, Any]) -> None:
-    if distributed.rank() == 0:
-        with atomic_write(path) as temporary:
-            torch.save({"identity": identity, **trainer.state_dict()}, temporary)
-    distributed.barrier()
-
-
 def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
     """Go on from the folder's checkpoint, if there is one, and say in the folder what is trained there."""
     path = folder / CHECKPOINT
     if path.exists():
         with explained(f"{path}: not a readable checkpoint", "remove it to start anew"):
             state = torch.load(path, map_location=trainer.device, weights_only=True)
-            stored = state["identity"]
-            there = {"data": stored.pop("data", None)}
+            there = {"data": state["identity"].pop("data", None)}
         try:
-            there |= build(TrainingConfig, stored).settings.dotted()
+            there |= build(TrainingConfig, state["identity"]).settings.dotted()
         except InputError as err:
             raise InputError(f"{path}: belongs to a run of another form ({err}); train in another folder") from err
         for key, value in (trainer.settings.dotted() | {"data": identity["data"]}).items():
@@ -164,18 +157,15 @@ def truncate_log(path: Path, nimg: int) -> None:
         write_text(path, "".join(line for line in lines if json.loads(line)["nimg"] <= nimg))
 
 
-def _sum(number: float | torch.Tensor) -> float:
-    """Of all processes, the same in each."""
-    return float(distributed.all_reduce_sum(np.array([float(number)]))[0])
-
-
 def _line(trainer: Trainer, total: torch.Tensor, nimg: int, started: float) -> Line:
     """What to log of the training from `nimg` images on, which `started` then; every process must call this.
 
     `total` is the loss, summed over this process's images.
     """
-    network, images = trainer.network, trainer.cur_nimg - nimg
-    loss = _sum(total) / (images * network.img_channels * network.img_resolution**2)
+    net, images = trainer.network, trainer.cur_nimg - nimg
+    loss = distributed.all_reduce_sum(np.array(total.item())).item() / (
+        images * net.img_channels * net.img_resolution**2
+    )
     memory = torch.cuda.max_memory_allocated(trainer.device) if trainer.device.type == "cuda" else None
     return {
         "nimg": trainer.cur_nimg,

@@ -1,7 +1,6 @@
 """Training presets: the published recipe for every size and resolution (EDM2 table 6), and the four models that the
 autoguidance paper trained besides (arXiv:2406.02507 algorithm 2)."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -65,16 +64,20 @@ RECIPES: Registry[Recipe] = Registry("training preset")
 RECIPES.update(EDM2 | ALGORITHM_2)
 
 
-def configure(preset: str, changes: Mapping[str, Any] | None = None) -> TrainingConfig:
+def configure(preset: str, changes: dict[str, Any] | None = None) -> TrainingConfig:
     """The recipe `preset` with other values, named as in YAML: of `TrainingConfig`, of its network under `network`.
 
     Counts of images become whole steps; snapshots, checkpoints and log lines lie within the run. Raises InputError for
     an unknown recipe or name, or values that do not fit.
     """
-    recipe, changes = RECIPES[preset], dict(changes or {})
-    own = {"name": preset, "network": asdict(recipe.network), "total_nimg": recipe.duration_Mi * MI}
-    own |= {"conditional": recipe.conditional, "ref_lr": recipe.ref_lr}
-    base = build(TrainingConfig, own | SHARED[recipe.resolution])
+    recipe, changes = RECIPES[preset], changes or {}
+    own = {
+        "name": preset,
+        "network": asdict(recipe.network),
+        "conditional": recipe.conditional,
+        "ref_lr": recipe.ref_lr,
+    }
+    base = build(TrainingConfig, own | SHARED[recipe.resolution] | {"total_nimg": recipe.duration_Mi * MI})
     values = base.values() | changes
     batch_size, total, counts = values["batch_size"], values["total_nimg"], {key: values[key] for key in COUNTS}
     if all(type(n) is int and n > 0 for n in (batch_size, *counts.values())):  # whatever else is refused below

@@ -49,21 +49,21 @@ class Drawn(NamedTuple):
 
     def encoded(self, dataset: TrainingData, conditional: bool, device: torch.device) -> Batch:
         """The batch as latents on `device`, where the encoder works too."""
-        pinned = (t.pin_memory() if device.type == "cuda" else t for t in self)
-        raw, labels, sigma, noise = (t.to(device, non_blocking=True) for t in pinned)
+        raw, labels, sigma, noise = (
+            t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t for t in self
+        )
         encoded = (raw,) if dataset.encoder.kind == "rgb" else (raw, noise[:, 1])
         return Batch(dataset.encoder.encode_latents(*encoded), labels if conditional else None, sigma, noise[:, 0])
 
 
 def draw(settings: TrainingSettings, dataset: TrainingData, positions: np.ndarray) -> Drawn:
     """What the images at `positions` of the stream are trained with, on the CPU so that devices agree."""
-    raw, labels = dataset.batch(settings.seed, positions)
     shape = torch.Size([2, dataset.img_channels, dataset.img_resolution, dataset.img_resolution])
     normal = torch.empty([len(positions), 1 + shape.numel()])
     for row, key in zip(normal, mix(settings.seed, 1, positions), strict=True):
         row.normal_(generator=torch.Generator().manual_seed(int(key)))
     sigma = (normal[:, 0] * settings.P_std + settings.P_mean).exp().reshape(-1, 1, 1, 1)
-    return Drawn(raw, labels, sigma, normal[:, 1:].reshape(-1, *shape))
+    return Drawn(*dataset.batch(settings.seed, positions), sigma, normal[:, 1:].reshape(-1, *shape))
 
 
 def drawn_ahead(config: TrainingConfig, dataset: TrainingData, steps: range) -> Iterator[list[Drawn]]:
@@ -104,10 +104,8 @@ class EDM2Loss:
         when None.
         """
         if sigma is None:
-            normal = torch.randn([images.shape[0], 1, 1, 1], device=images.device)
-            sigma = (normal * self.P_std + self.P_mean).exp()
-        if noise is None:
-            noise = torch.randn_like(images)
+            sigma = (torch.randn([len(images), 1, 1, 1], device=images.device) * self.P_std + self.P_mean).exp()
+        noise = torch.randn_like(images) if noise is None else noise
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         denoised, logvar = network(images + noise * sigma, sigma, labels, return_logvar=True)
         return (weight / logvar.exp()) * (denoised - images) ** 2 + logvar
@@ -115,12 +113,9 @@ class EDM2Loss:
 
 def learning_rate(cur_nimg: int, batch_size: int, ref_lr: float, ref_batches: float, rampup_Mimg: float) -> float:
     """Learning rate of the step that starts at `cur_nimg` images: linear ramp-up, then 1/sqrt decay (EDM2 eq. 67)."""
-    lr = ref_lr
-    if ref_batches > 0:
-        lr /= math.sqrt(max(cur_nimg / (ref_batches * batch_size), 1))
-    if rampup_Mimg > 0:
-        lr *= min(cur_nimg / (rampup_Mimg * 1e6), 1)
-    return lr
+    decay = math.sqrt(max(cur_nimg / (ref_batches * batch_size), 1)) if ref_batches > 0 else 1
+    ramp = min(cur_nimg / (rampup_Mimg * 1e6), 1) if rampup_Mimg > 0 else 1
+    return ref_lr / decay * ramp
 
 
 class Trainer:
@@ -192,9 +187,8 @@ def initial(settings: TrainingSettings, dataset: TrainingData, device: torch.dev
 
 def channels_last(network: Precond) -> Precond:
     """Lay out convolution weights with channels innermost, which convolutions run faster on; returns `network`."""
-    for p in network.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    for p in [p for p in network.parameters() if p.ndim == 4]:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
     return network
 
 
