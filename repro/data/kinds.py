@@ -1,8 +1,13 @@
-"""Kinds of data sets: a frozen dataclass of settings with what can be done with them, registered by name."""
+"""Kinds of data sets: a frozen dataclass of settings with what can be done with them, registered by name.
 
+Here is what all have in common, what those of image files do, and the user's own files.
+"""
+
+import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -11,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics import distributed, features, references
-from metrics.detectors import Detector
-from metrics.features import FeatureFile, FeatureSet
+from metrics.detectors import Detector, load
 from metrics.files import Downloads, InputError
+from metrics.images import open_images
 from metrics.registry import Registry
+from repro.data.archives import ImageDataset
 
 REFERENCE, FEATURES = "reference.npz", "features.npz"
 
@@ -39,32 +45,83 @@ class TrainingData(Protocol):
 
 
 @dataclass(frozen=True)
-class NoSettings:
-    """Nothing to set."""
-
-
-@dataclass(frozen=True)
-class Kind:
+class Kind(ABC):
     """What every kind is: its fields are the settings of `data.ID.settings`, which decide what the data are.
 
     `measured` is the dataclass of `data.ID.reference`: what only decides the reference, so that no network is trained
     again for it.
     """
 
-    measured: ClassVar[type] = NoSettings
+    measured: ClassVar[type] = make_dataclass("NoSettings", [], frozen=True)
 
+    @abstractmethod
     def prepare(self, folder: Path, downloads: Downloads) -> str:
         """Have what the other methods need in `folder`, made or downloaded where it is missing; the data's digest."""
-        raise NotImplementedError
 
     def training(self, folder: Path) -> TrainingData:
         """What networks are trained on; `folder` as `prepare` left it. Raises InputError where there is nothing."""
         raise InputError("published statistics are no images to train on; expected another kind of data")
 
-    def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
+    @abstractmethod
+    def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
         """Leave the reference in `target`: `reference.npz` (statistics of every detector), where there are images also
         `features.npz`, and DETECTOR.safetensors of detectors whose weights are made here. What stands is kept."""
-        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ImageKind(Kind):
+    """A kind whose data are image files: a subclass says where in `images`, and makes them in `prepare` if need be."""
+
+    use_labels = True
+
+    @abstractmethod
+    def images(self, folder: Path) -> Path:
+        """Zip or folder of square images, given what `prepare` left in `folder`: see `repro.data.ImageDataset`."""
+
+    def prepare(self, folder: Path, downloads: Downloads) -> str:
+        """The images' digest; raises InputError where there are none."""
+        return self.training(folder).digest
+
+    def training(self, folder: Path) -> ImageDataset:
+        dataset = ImageDataset(self.images(folder), use_labels=self.use_labels)
+        if dataset.dtype != np.uint8:
+            raise InputError(
+                f"{dataset.path}: holds {dataset.dtype} arrays, expected images; latents need `repro train`"
+            )
+        return dataset
+
+    def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
+        """Measure all images.
+
+        The features are in a random order, always the same, so that any number of the first ones is a fair sample of
+        images that are sorted by class. An interrupted extraction goes on where it stopped.
+        """
+        images = open_images(self.images(folder))
+        loaded = {name: load(name, device=distributed.device()) for name in detectors}
+        order = np.random.default_rng(0).permutation(len(images))
+        cache = target / "cache"  # chunks of an unfinished extraction
+        write_reference(
+            target, loaded, images.digest, images.labels, lambda: features.extract(images, loaded, cache), order
+        )
+        if distributed.rank() == 0:
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ImageFiles(ImageKind):
+    """Settings of a data set of kind `images`: the user's own."""
+
+    #: Zip or folder of square PNGs with labels in dataset.json: `repro.data.ImageDataset`.
+    path: str
+    #: Whether conditional networks see the labels.
+    use_labels: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError("path is empty, expected a zip or folder of images")
+
+    def images(self, folder: Path) -> Path:
+        return Path(self.path)
 
 
 KINDS: Registry[type[Kind]] = Registry("kind of data")
@@ -75,7 +132,7 @@ def write_reference(
     detectors: Mapping[str, Detector],
     source_digest: str,
     labels: NDArray[np.int64] | None,
-    extract: Callable[[], Mapping[str, FeatureSet]],
+    extract: Callable[[], Mapping[str, features.FeatureSet]],
     order: NDArray[np.int64] | slice = slice(None),
 ) -> None:
     """Leave statistics and features of images under every detector in `target`, unless just these stand there.
@@ -87,12 +144,15 @@ def write_reference(
     classes = None if labels is None else labels[order]
     with suppress(InputError):  # of what is missing or damaged
         kept = features.read(target / FEATURES)
-        same = kept.tags == tags and np.array_equal(np.asarray(kept.labels), np.asarray(classes))  # or both are None
-        if same and references.load(target / REFERENCE):
+        if (
+            kept.tags == tags
+            and np.array_equal(np.asarray(kept.labels), np.asarray(classes))  # or both are None
+            and references.load(target / REFERENCE)
+        ):
             return
     sets = {name: replace(found, tags=tags[name]) for name, found in extract().items()}
     statistics = {name: found.statistics() for name, found in sets.items()}
     arrays = {name: found.gather()[order] for name, found in sets.items()}
     if distributed.rank() == 0:
-        features.write(target / FEATURES, FeatureFile(arrays, tags, classes))
+        features.write(target / FEATURES, features.FeatureFile(arrays, tags, classes))
         references.save(statistics, target / REFERENCE)  # last: it tells that all is there

@@ -34,8 +34,7 @@ class PublishedReference(Kind):
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
         """Convert statistics; that the weights of a detector are missing shows now, not after hours of sampling."""
         path = self._file(folder)
-        published = references.load(path)
-        if published is None:
+        if (published := references.load(path)) is None:
             raise InputError(f"{path}: holds no statistics; expected EDM2's pickle")
         found = {}
         for name in detectors:

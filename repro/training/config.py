@@ -1,6 +1,5 @@
 """Settings of a training run: what decides its bits, and what does not."""
 
-import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -79,7 +78,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         positive(self, "batch_size", "ref_lr", "P_std")
-        within(self, 0, math.inf, "seed", "ref_batches", "rampup_Mimg")
+        within(self, 0, torch.inf, "seed", "ref_batches", "rampup_Mimg")
         finite(self, "P_mean")
         within(self, 0.001, 0.3, "ema_stds")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
@@ -136,7 +135,6 @@ class TrainingConfig:
 
         Raises InputError for an unknown name, or a value that does not fit.
         """
-        network = changes.get("network", {})
-        if isinstance(network, dict):
+        if isinstance(network := changes.get("network", {}), dict):
             changes["network"] = asdict(self.settings.network) | network
         return build(TrainingConfig, self.values() | changes)

@@ -1,7 +1,6 @@
 """The training loop, with its snapshots, checkpoints and log, and what it does when it is asked to stop."""
 
 import json
-import math
 import signal
 import threading
 import time
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from metrics import distributed
@@ -60,21 +58,20 @@ def train(
     identity = config.values() | {"data": dataset.digest}
     _resume(trainer, folder, identity)
 
-    loss: float | Tensor = 0.0
-    since = trainer.cur_nimg, time.perf_counter()
-    hidden = None if rank == 0 else True  # None: unless this is a terminal
+    loss, since = torch.zeros([], device=trainer.device), (trainer.cur_nimg, time.perf_counter())
+    steps, hidden = range(trainer.cur_nimg, pace.total_nimg, settings.batch_size), rank > 0 or None  # None: no terminal
     bar = tqdm(total=pace.total_nimg, initial=trainer.cur_nimg, desc=settings.name, unit="img", disable=hidden)
     with _kept_signals() as asked, bar:
-        for drawn in drawn_ahead(config, dataset, range(trainer.cur_nimg, pace.total_nimg, settings.batch_size)):
+        for drawn in drawn_ahead(config, dataset, steps):
             torch.manual_seed(int(mix(settings.seed, 2, trainer.cur_nimg, rank)))  # dropout only
             loss += trainer.step(d.encoded(dataset, settings.conditional, trainer.device) for d in drawn)
             bar.update(settings.batch_size)
             nimg, finished = trainer.cur_nimg, trainer.cur_nimg == pace.total_nimg
-            stopping = _sum(len(asked)) > 0
+            stopping = distributed.all_reduce_sum(np.array([len(asked)], float)).item() > 0  # in all processes or none
 
             if finished or stopping or nimg % pace.log_nimg == 0:
                 line = _line(trainer, loss, *since)
-                loss, since = 0.0, (nimg, time.perf_counter())
+                loss, since = torch.zeros_like(loss), (nimg, time.perf_counter())
                 if rank == 0:
                     append_lines(folder / LOG, [line])
                     if on_log is not None:
@@ -85,7 +82,10 @@ def train(
                     on_snapshot(nimg, files)
                 distributed.barrier()
             if finished or stopping or nimg % pace.checkpoint_nimg == 0:
-                _save_checkpoint(trainer, folder / CHECKPOINT, identity)
+                if rank == 0:
+                    with atomic_write(folder / CHECKPOINT) as temporary:
+                        torch.save({"identity": identity, **trainer.state_dict()}, temporary)
+                distributed.barrier()
             if stopping and not finished:
                 bar.close()
                 distributed.print0(f"{settings.name}: stopped at {nimg:,} images, where the next run goes on")
@@ -102,8 +102,8 @@ def _kept_signals() -> Iterator[list[int]]:
         kept.append(number)
         signal.signal(number, before[number])
 
-    on_main = threading.current_thread() is threading.main_thread()  # Python hands signals to no other
-    before = {number: signal.signal(number, keep) for number in WATCHED if on_main}
+    # Python hands signals to no other thread
+    before = {n: signal.signal(n, keep) for n in WATCHED if threading.current_thread() is threading.main_thread()}
     try:
         yield kept
     finally:
@@ -123,25 +123,18 @@ def _save_snapshots(trainer: Trainer, dataset: TrainingData, folder: Path) -> di
     return files
 
 
-def _save_checkpoint(trainer: Trainer, path: Path, identity: dict[str, Any]) -> None:
-    if distributed.rank() == 0:
-        with atomic_write(path) as temporary:
-            torch.save({"identity": identity, **trainer.state_dict()}, temporary)
-    distributed.barrier()
-
-
 def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
     """Go on from the folder's checkpoint, if there is one, and say in the folder what is trained there."""
     path = folder / CHECKPOINT
     if path.exists():
         with explained(f"{path}: not a readable checkpoint", "remove it to start anew"):
             state = torch.load(path, map_location=trainer.device, weights_only=True)
-            stored = state["identity"]
+            there = {"data": state["identity"].pop("data", None)}
         try:
-            here, there = _deciding(identity), _deciding(stored)
+            there |= build(TrainingConfig, state["identity"]).settings.dotted()
         except InputError as err:
             raise InputError(f"{path}: belongs to a run of another form ({err}); train in another folder") from err
-        for key, value in here.items():
+        for key, value in (trainer.settings.dotted() | {"data": identity["data"]}).items():
             if (other := there[key]) != value:
                 found = f"{key} = {other!r}, this one has {value!r}"
                 raise InputError(f"{path}: belongs to a run with {found}; train in another folder")
@@ -149,12 +142,6 @@ def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
     if distributed.rank() == 0:
         write_json(folder / "config.json", identity)
         truncate_log(folder / LOG, trainer.cur_nimg)
-
-
-def _deciding(identity: dict[str, Any]) -> dict[str, Any]:
-    """By name, what two runs must share for one to continue the other."""
-    config = build(TrainingConfig, {key: value for key, value in identity.items() if key != "data"})
-    return config.settings.dotted() | {"data": identity.get("data")}
 
 
 def append_lines(path: Path, lines: Iterable[Line]) -> None:
@@ -170,24 +157,19 @@ def truncate_log(path: Path, nimg: int) -> None:
         write_text(path, "".join(line for line in lines if json.loads(line)["nimg"] <= nimg))
 
 
-def _sum(number: float | Tensor) -> float:
-    """Of all processes, the same in each."""
-    return float(distributed.all_reduce_sum(np.array([float(number)]))[0])
-
-
-def _line(trainer: Trainer, loss: float | Tensor, nimg: int, started: float) -> Line:
+def _line(trainer: Trainer, total: torch.Tensor, nimg: int, started: float) -> Line:
     """What to log of the training from `nimg` images on, which `started` then; every process must call this.
 
-    `loss` is the sum over this process's images.
+    `total` is the loss, summed over this process's images.
     """
-    network, images = trainer.network, trainer.cur_nimg - nimg
-    loss = _sum(loss) / (images * network.img_channels * network.img_resolution**2)
-    line: Line = {
+    net, images = trainer.network, trainer.cur_nimg - nimg
+    loss = distributed.all_reduce_sum(np.array(total.item())).item() / (
+        images * net.img_channels * net.img_resolution**2
+    )
+    memory = torch.cuda.max_memory_allocated(trainer.device) if trainer.device.type == "cuda" else None
+    return {
         "nimg": trainer.cur_nimg,
-        "loss": loss if math.isfinite(loss) else None,
+        "loss": loss if np.isfinite(loss) else None,
         "lr": trainer.optimizer.param_groups[0]["lr"],
         "images_per_second": round(images / (time.perf_counter() - started), 3),
-    }
-    if trainer.device.type == "cuda":
-        line["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(trainer.device) / 2**30, 3)
-    return line
+    } | ({} if memory is None else {"peak_memory_gib": round(memory / 2**30, 3)})

@@ -1,7 +1,6 @@
 """Training presets: the published recipe for every size and resolution (EDM2 table 6), and the four models that the
 autoguidance paper trained besides (arXiv:2406.02507 algorithm 2)."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -62,17 +61,16 @@ ALGORITHM_2 = {
     "autoguidance-img512-xxs": replace(EDM2["edm2-img512-xxs"], duration_Mi=512),
 }
 RECIPES: Registry[Recipe] = Registry("training preset")
-for _name, _recipe in (EDM2 | ALGORITHM_2).items():
-    RECIPES.register(_name, _recipe)
+RECIPES.update(EDM2 | ALGORITHM_2)
 
 
-def configure(preset: str, changes: Mapping[str, Any] | None = None) -> TrainingConfig:
+def configure(preset: str, changes: dict[str, Any] | None = None) -> TrainingConfig:
     """The recipe `preset` with other values, named as in YAML: of `TrainingConfig`, of its network under `network`.
 
     Counts of images become whole steps; snapshots, checkpoints and log lines lie within the run. Raises InputError for
     an unknown recipe or name, or values that do not fit.
     """
-    recipe, changes = RECIPES[preset], dict(changes or {})
+    recipe, changes = RECIPES[preset], changes or {}
     own = {
         "name": preset,
         "network": asdict(recipe.network),

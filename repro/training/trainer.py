@@ -1,4 +1,4 @@
-"""Steps of training: what the network is trained with, and how they move weights and averages.
+"""Steps of training: what the network is trained with, what they minimise, how they move weights and averages.
 
 Whatever is drawn for an image (its transformation, noise level, noise) depends on the seed and its position in the
 stream alone. Number of processes, gradient accumulation and interruptions therefore change no draw.
@@ -7,11 +7,12 @@ stream alone. Number of processes, gradient accumulation and interruptions there
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from metrics import distributed
@@ -24,7 +25,6 @@ from repro.sampling.batches import ahead
 from repro.streams import mix
 from repro.strict import facts
 from repro.training.config import PRECISIONS, TrainingConfig, TrainingSettings
-from repro.training.loss import EDM2Loss, learning_rate
 
 PARTS = ("network", "optimizer", "ema")  # a trainer's state, besides how far it came
 
@@ -49,22 +49,21 @@ class Drawn(NamedTuple):
 
     def encoded(self, dataset: TrainingData, conditional: bool, device: torch.device) -> Batch:
         """The batch as latents on `device`, where the encoder works too."""
-        on_device = (t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t for t in self)
-        raw, labels, sigma, noise = on_device
+        raw, labels, sigma, noise = (
+            t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t for t in self
+        )
         encoded = (raw,) if dataset.encoder.kind == "rgb" else (raw, noise[:, 1])
         return Batch(dataset.encoder.encode_latents(*encoded), labels if conditional else None, sigma, noise[:, 0])
 
 
 def draw(settings: TrainingSettings, dataset: TrainingData, positions: np.ndarray) -> Drawn:
     """What the images at `positions` of the stream are trained with, on the CPU so that devices agree."""
-    raw, labels = dataset.batch(settings.seed, positions)
-    shape = (2, dataset.img_channels, dataset.img_resolution, dataset.img_resolution)
-    normal = torch.empty([len(positions), 1 + math.prod(shape)])
-    generator = torch.Generator()
+    shape = torch.Size([2, dataset.img_channels, dataset.img_resolution, dataset.img_resolution])
+    normal = torch.empty([len(positions), 1 + shape.numel()])
     for row, key in zip(normal, mix(settings.seed, 1, positions), strict=True):
-        row.normal_(generator=generator.manual_seed(int(key)))
+        row.normal_(generator=torch.Generator().manual_seed(int(key)))
     sigma = (normal[:, 0] * settings.P_std + settings.P_mean).exp().reshape(-1, 1, 1, 1)
-    return Drawn(raw, labels, sigma, normal[:, 1:].reshape(-1, *shape))
+    return Drawn(*dataset.batch(settings.seed, positions), sigma, normal[:, 1:].reshape(-1, *shape))
 
 
 def drawn_ahead(config: TrainingConfig, dataset: TrainingData, steps: range) -> Iterator[list[Drawn]]:
@@ -82,6 +81,43 @@ def drawn_ahead(config: TrainingConfig, dataset: TrainingData, steps: range) -> 
     return ahead(pieces, steps, 1)
 
 
+@dataclass(frozen=True)
+class EDM2Loss:
+    """Denoising loss with learned uncertainty (EDM2 eq. 21), per pixel; ln(sigma) has mean `P_mean` and standard
+    deviation `P_std`, the data have standard deviation `sigma_data`."""
+
+    P_mean: float = -0.4
+    P_std: float = 1.0
+    sigma_data: float = 0.5
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor | None = None,
+        sigma: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Loss [N, C, H, W] of latents `images` [N, C, H, W] with one-hot `labels` [N, label_dim].
+
+        `sigma` [N, 1, 1, 1] and unit-variance `noise` [N, C, H, W], in this order, come from the global generator
+        when None.
+        """
+        if sigma is None:
+            sigma = (torch.randn([len(images), 1, 1, 1], device=images.device) * self.P_std + self.P_mean).exp()
+        noise = torch.randn_like(images) if noise is None else noise
+        weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        denoised, logvar = network(images + noise * sigma, sigma, labels, return_logvar=True)
+        return (weight / logvar.exp()) * (denoised - images) ** 2 + logvar
+
+
+def learning_rate(cur_nimg: int, batch_size: int, ref_lr: float, ref_batches: float, rampup_Mimg: float) -> float:
+    """Learning rate of the step that starts at `cur_nimg` images: linear ramp-up, then 1/sqrt decay (EDM2 eq. 67)."""
+    decay = math.sqrt(max(cur_nimg / (ref_batches * batch_size), 1)) if ref_batches > 0 else 1
+    ramp = min(cur_nimg / (rampup_Mimg * 1e6), 1) if rampup_Mimg > 0 else 1
+    return ref_lr / decay * ramp
+
+
 class Trainer:
     """A network with its optimiser and averages, and the step that moves all three.
 
@@ -92,14 +128,12 @@ class Trainer:
         world = distributed.world_size()
         if settings.batch_size % world != 0:
             raise InputError(f"batch_size {settings.batch_size} cannot be shared among {world} processes")
-        self.share = settings.batch_size // world
-        self.settings = settings
+        self.settings, self.share, self.cur_nimg = settings, settings.batch_size // world, 0
         self.network = network.train().requires_grad_(True)
         self.device = next(network.parameters()).device
         self.loss = EDM2Loss(settings.P_mean, settings.P_std, network.sigma_data)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.ref_lr, betas=(0.9, 0.99), fused=True)
         self.ema = PowerFunctionEMA(network, settings.ema_stds)
-        self.cur_nimg = 0
         self._wrapped = DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
     def step(self, batches: Iterable[Batch]) -> Tensor:
@@ -128,9 +162,8 @@ class Trainer:
         """Move the weights by the gradients at hand; `cur_nimg` then counts their images as seen."""
         s, (group,) = self.settings, self.optimizer.param_groups
         group["lr"] = learning_rate(self.cur_nimg, s.batch_size, s.ref_lr, s.ref_batches, s.rampup_Mimg)
-        for p in self.network.parameters():
-            if p.grad is not None:
-                torch.nan_to_num(p.grad, nan=0, posinf=0, neginf=0, out=p.grad)
+        for gradient in [p.grad for p in self.network.parameters() if p.grad is not None]:
+            torch.nan_to_num(gradient, nan=0, posinf=0, neginf=0, out=gradient)
         self.optimizer.step()
         self.cur_nimg += s.batch_size
 
@@ -154,9 +187,8 @@ def initial(settings: TrainingSettings, dataset: TrainingData, device: torch.dev
 
 def channels_last(network: Precond) -> Precond:
     """Lay out convolution weights with channels innermost, which convolutions run faster on; returns `network`."""
-    for p in network.parameters():
-        if p.ndim == 4:
-            p.data = p.data.contiguous(memory_format=torch.channels_last)
+    for p in [p for p in network.parameters() if p.ndim == 4]:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
     return network
 
 

@@ -1,12 +1,11 @@
 """Watching a training run: sample grids, distances to a reference, TensorBoard. Its random numbers stay untouched."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from metrics import distributed
@@ -22,7 +21,6 @@ from repro.strict import positive, within
 from repro.training.config import MI, TrainingConfig
 from repro.training.loop import Line, append_lines, train, truncate_log
 
-EVALUATION = "evaluation.jsonl"
 SOLVER = Solver(batch_size=32)
 
 
@@ -57,7 +55,7 @@ def train_watched(
     is said. Raises InputError as `train`, `repro.data.ImageDataset` and `metrics.evaluation.Evaluator` do.
     """
     dataset = ImageDataset(source)
-    if dataset.dtype != np.uint8:
+    if dataset.dtype != "uint8":
         dataset = ImageDataset(source, StabilityVAEEncoder(vae))
     shape = dataset.img_resolution, dataset.img_channels
     if shape != expected:
@@ -75,7 +73,11 @@ def train_watched(
     def on_snapshot(nimg: int, files: dict[float, Path]) -> None:
         network = files[max(files)]
         if watch.grid and distributed.rank() == 0:
-            sample_grid(network, folder / f"samples-{nimg // 1000:07d}.png", range(watch.grid), device)
+            images = [
+                x for batch in samples(network, range(watch.grid), device) for x in batch.permute(0, 2, 3, 1).numpy()
+            ]
+            with atomic_write(folder / f"samples-{nimg // 1000:07d}.png") as temporary:
+                image_grid(images, columns=math.ceil(len(images) ** 0.5)).save(temporary, format="png")
         for line in [] if evaluation is None else evaluation(nimg, network):
             show({"nimg": nimg, line["metric"]: line["value"]})
 
@@ -84,19 +86,17 @@ def train_watched(
         writer.close()
 
 
-def sample_grid(network: Path, target: Path, seeds: Sequence[int], device: torch.device) -> None:
-    """Images of `seeds` from a network file, side by side, as a PNG."""
+def samples(network: Path, seeds: Iterable[int], device: torch.device) -> Iterator[torch.Tensor]:
+    """Images of `seeds` from a network file, uint8 [n, C, H, W], batch by batch."""
     pair = load_pair(Configuration(Guided(str(network)), SOLVER), device)
-    images = [image for _, batch, _ in sample_images(pair, seeds) for image in batch]
-    with atomic_write(target) as temporary:
-        image_grid(images, columns=math.ceil(len(images) ** 0.5)).save(temporary, format="png")
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) for _, images, _ in sample_images(pair, list(seeds)))
 
 
 class Evaluation:
     """Distances of fresh samples to a reference while a network trains; a line each in `evaluation.jsonl`."""
 
     def __init__(self, watch: Watch, folder: Path, device: torch.device) -> None:
-        self.watch, self.path, self.device = watch, folder / EVALUATION, device
+        self.watch, self.path, self.device = watch, folder / "evaluation.jsonl", device
         self.extractor = Extractor(watch.detectors, device=str(device))
         self.reference = self.extractor.reference(str(watch.reference))
 
@@ -104,12 +104,11 @@ class Evaluation:
         """Evaluate a snapshot where it is due, under torchrun in shares; the lines, in the first process only."""
         if nimg % self.watch.every_nimg:
             return []
-        pair = load_pair(Configuration(Guided(str(network)), SOLVER), self.device)
         evaluator = Evaluator(self.reference, self.extractor)
         rank, world, count = distributed.rank(), distributed.world_size(), self.watch.num_images
         mine = [seed for seed in range(count) if seed // SOLVER.batch_size % world == rank]  # whole batches
-        for _, images, _ in sample_images(pair, mine):
-            evaluator.add(torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
+        for images in samples(network, mine, self.device):
+            evaluator.add(images.expand(-1, 3, -1, -1))
         facts = {"nimg": nimg, "network": network.name, "num_images": count}
         lines = [facts | {"metric": m.metric, "detector": m.detector, "value": m.value} for m in evaluator.result()]
         if rank == 0:

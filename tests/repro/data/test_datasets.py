@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from metrics.files import InputError
 from repro.data import ImageDataset
-from repro.data.datasets import shuffled
+from repro.data.archives import shuffled
 from repro.encoders import StabilityVAEEncoder
 
 

@@ -15,7 +15,7 @@ from metrics import detectors, features, references
 from metrics.files import Downloads, InputError
 from repro.data import FEATURES, REFERENCE, ImageDataset
 from repro.data.archives import item_names, labels_entry
-from repro.data.images import ImageFiles
+from repro.data.kinds import ImageFiles
 from repro.pixels import encode_png, write_zip
 from tests.repro.cifar10_in_small import COUNT, photographs
 
