@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from metrics import Extractor, Options, Results, distributed, evaluation, features, measure, references, registry
-from metrics.files import InputError, cache_root, write_json, write_text
+from metrics import Extractor, Options, Results, command_line, distributed, evaluation, features, measure, references
+from metrics.files import cache_root
+from metrics.registry import load_plugins
 
 
 def _split(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
@@ -23,17 +24,9 @@ def _weights(_: click.Context, __: click.Parameter, values: Sequence[str]) -> di
     return {name: Path(path) for name, path in pairs}
 
 
-def _writable(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
-    """Find out before the work whether its result can be written."""
-    if value and value.is_dir():
-        raise InputError(f"{value}: is a folder; name a file to write")
-    if value and not (parent := next(folder for folder in value.absolute().parents if folder.exists())).is_dir():
-        raise InputError(f"{value}: {parent} is a file, so nothing can be written below it; name another path")
-    return value
-
-
 Option = click.Option
-WRITABLE: dict[str, Any] = {"type": click.Path(path_type=Path), "callback": _writable}
+PATH = click.Path(path_type=Path)
+FORCE = Option(["--force"], is_flag=True, help="Replace an output that is there and no result of this tool.")
 IMAGES = click.Argument(["images"], nargs=-1, required=True)
 REFERENCE = Option(["--ref"], required=True, help="Statistics file, img512, img64, feature file, or images.")
 EXTRACTION = [
@@ -44,7 +37,7 @@ EXTRACTION = [
     Option(["--device"], help="cpu, cuda, cuda:1; default: a GPU where there is one."),
     Option(["--batch-size"], default=64, type=click.IntRange(min=1)),
     Option(["--workers", "num_workers"], type=click.IntRange(min=0), help="Decoding processes; default: by cores."),
-    Option(["--cache"], type=click.Path(path_type=Path), help="Folder of kept features."),
+    Option(["--cache"], type=PATH, help="Folder of kept features."),
     Option(["--no-cache"], is_flag=True, help="Keep no features, so nothing can be resumed."),
     Option(["--skip-bad"], is_flag=True, help="Leave out unreadable images instead of stopping."),
 ]
@@ -62,14 +55,15 @@ METRIC = [
     Option(["--k-density"], default=5, help="Neighbours of density and coverage."),
 ]
 OUTPUT = [
-    Option(["--json"], help="Write everything here.", **WRITABLE),
-    Option(["--csv"], help="Write one row per value here.", **WRITABLE),
+    Option(["--json"], type=PATH, help="Write everything here; - for the screen."),
+    Option(["--csv"], type=PATH, help="Write one row per value here."),
+    FORCE,
 ]
-FILE = [IMAGES, Option(["--out"], required=True, help="npz file to write.", **WRITABLE), *SUBSET, *EXTRACTION]
+FILE = [IMAGES, Option(["--out"], type=PATH, required=True, help="npz file to write."), FORCE, *SUBSET, *EXTRACTION]
 
 
 def _extractor(plugin: Sequence[str], resize: str, cache: Path | None, no_cache: bool, **given: Any) -> Extractor:
-    registry.load_plugins(plugin)
+    load_plugins(plugin)
     kept = None if no_cache else cache or cache_root() / "features"
     return Extractor(cache=kept, settings={"dinov2": {"resize": resize}}, **given)
 
@@ -80,8 +74,9 @@ def cli() -> None:
 
 
 @cli.command(params=[IMAGES, REFERENCE, *METRIC, *SUBSET, *EXTRACTION, *OUTPUT])
-def evaluate(json: Path | None, csv: Path | None, **given: Any) -> None:
+def evaluate(json: Path | None, csv: Path | None, force: bool, **given: Any) -> None:
     """Measure IMAGES (folders, zip, tar, npz, or a file of `metrics features`) against a reference."""
+    command_line.check_outputs([json, csv], [*given["images"], given["ref"]], force)
     what = {name: given.pop(name) for name in ("images", "num", "seed")} | {"reference": given.pop("ref")}
     how = {field.name: given.pop(field.name) for field in fields(Options)}
     _output(evaluation.evaluate(**what, extractor=_extractor(**given), options=Options(**how)), json, csv)
@@ -91,15 +86,18 @@ def evaluate(json: Path | None, csv: Path | None, **given: Any) -> None:
 @click.argument("first")
 @click.argument("second")
 @click.option("--blocks", default=10, help="Blocks of seeds for the jackknife.")
-def compare(first: str, second: str, ref: str, blocks: int, json: Path | None, csv: Path | None, **given: Any) -> None:
+def compare(
+    first: str, second: str, ref: str, blocks: int, json: Path | None, csv: Path | None, force: bool, **given: Any
+) -> None:
     """Whether images FIRST (A) or SECOND (B), made from the same seeds in the same order, are nearer to a reference."""
+    command_line.check_outputs([json, csv], [first, second, ref], force)
     _output(evaluation.compare(_extractor(**given), first, second, ref, blocks), json, csv)
 
 
 @cli.command(params=FILE)
 def reference(out: Path, **given: Any) -> None:
     """Make reference statistics of IMAGES for every detector."""
-    stats = {name: x.statistics() for name, x in _features(**given).items()}
+    stats = {name: x.statistics() for name, x in _features(out, **given).items()}
     if distributed.rank() == 0:
         references.save(stats, out)
     distributed.print0(f"{out}: {', '.join(f'{name} of {x.num_images} images' for name, x in stats.items())}")
@@ -108,14 +106,15 @@ def reference(out: Path, **given: Any) -> None:
 @cli.command("features", params=FILE)
 def keep(out: Path, **given: Any) -> None:
     """Keep the features of IMAGES, to be given to the other commands in their place."""
-    sets = _features(**given)
+    sets = _features(out, **given)
     features.save(sets, out)
     distributed.print0(f"{out}: {', '.join(f'{x.num_images} x {x.dim} of {name}' for name, x in sets.items())}")
 
 
 def _features(
-    images: tuple[str, ...], num: int | None, seed: int | None, **given: Any
+    out: Path, images: tuple[str, ...], num: int | None, seed: int | None, force: bool, **given: Any
 ) -> Mapping[str, features.FeatureSet]:
+    command_line.check_outputs([out], images, force, text=False)
     extractor = _extractor(**given)
     measured = extractor.read(images, num, seed)
     _warn(measured.warnings)
@@ -130,25 +129,15 @@ def _warn(warnings: Sequence[str]) -> None:
 def _output(results: Results, json: Path | None, csv: Path | None) -> None:
     _warn(results.warnings)
     distributed.print0(results.table())
-    if json is not None and distributed.rank() == 0:
-        write_json(json, results.as_dict())
-    if csv is not None and distributed.rank() == 0:
-        write_text(csv, results.csv())
+    for path, text in ((json, results.json), (csv, results.csv)) if distributed.rank() == 0 else ():
+        if path is not None:
+            command_line.deliver(path, text())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry function; returns the exit code."""
     distributed.init()
-    try:
-        cli.main(arguments, prog_name="metrics", standalone_mode=False)
-    except (InputError, click.UsageError) as err:
-        text = err.format_message() if isinstance(err, click.UsageError) else str(err)
-        click.echo(f"metrics: error: {' '.join(text.split())}", err=True)
-        return 2
-    except click.Abort:
-        click.echo("metrics: interrupted; finished features are kept and the next run goes on from them", err=True)
-        return 130
-    return 0
+    return command_line.run(cli, "metrics", arguments)
 
 
 if __name__ == "__main__":

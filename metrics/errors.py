@@ -25,6 +25,13 @@ def one_line(err: BaseException) -> str:
     return " ".join(str(err).split())[:200] or type(err).__name__
 
 
+def on_one_line(text: str, most: int = 600) -> str:
+    """A message on one line of printable characters; of a long one, the beginning and the end, where the remedy is."""
+    line = " ".join(text.split())
+    line = line if len(line) <= most else f"{line[: most * 3 // 4]} [...] {line[-most // 5 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """End of a message about an unknown `key`: the nearest known one, or all of them."""
     names = sorted(known)

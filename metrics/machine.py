@@ -53,7 +53,7 @@ def machine() -> Machine:
 def _read(path: str, _: int) -> dict[str, object]:
     import yaml
 
-    with explained(f"{path}: not valid YAML", errors=(OSError, UnicodeDecodeError, yaml.YAMLError)):
+    with explained(f"{path}: not valid YAML", errors=(OSError, ValueError, yaml.YAMLError, RecursionError)):
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a mapping of {', '.join(f.name for f in fields(Machine))}")

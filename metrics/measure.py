@@ -22,7 +22,7 @@ from metrics.registry import Registry
 from metrics.results import Measurement
 from metrics.statistics import ESSENTIAL, Statistics, check_tags
 
-FID_IMAGES = 50_000
+FID_IMAGES, MOST = 50_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Options:
             METRICS[name]
         least = {"num_blocks": 1, "error_blocks": 0, "kid_subsets": 1, "kid_subset_size": 2, "k": 1, "k_density": 1}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"{name} is {getattr(self, name)}, expected at least {bound}")
+            if not bound <= getattr(self, name) <= MOST:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {bound}, and at most {MOST}")
         if self.error_blocks == 1:
             raise InputError("error_blocks is 1, but a jackknife leaves out one of at least 2 blocks")
 

@@ -1,5 +1,6 @@
 """Measured values as a table, JSON and CSV, with everything that they depend on."""
 
+import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,10 @@ class Results:
         """What `--json` writes."""
         values = [asdict(m) for m in self.measurements]
         return {"results": values, "warnings": self.warnings, **self.facts, "detectors": self.tags}
+
+    def json(self) -> str:
+        """`as_dict` as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def csv(self) -> str:
         """One row per measurement, with its detector's tags and all facts."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from metrics import distributed
+from metrics import command_line, distributed
 from metrics.files import InputError, nearest
 from metrics.registry import load_plugins
 from repro import doctor, ema, search, snapshots
@@ -108,6 +108,8 @@ def generate_command(
 def reconstruct_command(files: tuple[Path, ...], stds: tuple[float, ...], nimg: int | None, out: Path) -> None:
     """Post-hoc EMA: networks of the given EMA lengths from stored SNAPSHOTS."""
     run = snapshots.checked_name(files[0].name).run
+    if out.resolve() in {file.resolve().parent for file in files}:
+        raise InputError(f"{out}: is the snapshots' own folder; name another for the networks")
     for std, snapshot in ema.reconstruct(files, stds, nimg).items():
         path = out / snapshots.format_name(run, snapshot.metadata["nimg"] // 1000, std)
         snapshots.save(snapshot, path)
@@ -206,7 +208,7 @@ def data_group() -> None:
 @data_group.command("convert")
 @click.argument("source", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The zip to make.")
-@click.option("--resolution", type=click.IntRange(min=8), required=True, help="Side of the images: 64, 512, ...")
+@click.option("--resolution", type=click.IntRange(8, 2**14), required=True, help="Side of the images: 64, 512, ...")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be used, and list them in the zip.")
 @click.option("--workers", type=click.IntRange(min=0), help="Decoding processes; one per core but one by default.")
 def data_convert(source: Path, out: Path, resolution: int, skip_bad: bool, workers: int | None) -> None:
@@ -299,16 +301,8 @@ def doctor_command() -> None:
 
 def main() -> None:
     """Entry point: user errors are one line on standard error and exit code 2."""
-    try:
-        cli.main(standalone_mode=False)
-    except InputError as err:
-        click.echo(f"error: {err}", err=True)
-        raise SystemExit(2) from None
-    except click.ClickException as err:
-        err.show()
-        raise SystemExit(2) from None
-    except click.Abort:
-        raise SystemExit(130) from None
+    if code := command_line.run(cli, "repro"):
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

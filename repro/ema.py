@@ -30,11 +30,11 @@ def gamma_to_std(gamma: ArrayLike) -> NDArray[np.float64]:
 def std_to_gamma(std: ArrayLike) -> NDArray[np.float64]:
     """Exponent of the averaging profile with relative standard deviation `std`, of any shape (EDM2 eq. 126).
 
-    Raises ValueError for a std outside (0, 0.3): no profile is as long as 0.3002 times the training.
+    Raises InputError for a std outside (0, 0.3): no profile is as long as 0.3002 times the training.
     """
     s = np.asarray(std, dtype=np.float64)
     if not np.all((s > 0) & (s <= 0.3)):
-        raise ValueError(f"EMA lengths (sigma_rel) must lie in (0, 0.3], got {np.array2string(s, threshold=8)}")
+        raise InputError(f"EMA lengths (sigma_rel) must lie in (0, 0.3], got {np.array2string(s, threshold=8)}")
     return np.array([np.roots([1, 7, 16 - v, 12 - v]).real.max() for v in s.reshape(-1) ** -2.0]).reshape(s.shape)
 
 

@@ -158,13 +158,13 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 EXPONENT = re.compile(r"[-+]?\d*\.?\d+[eE][-+]?\d+$")  # YAML 1.2, and DVC with it, takes 1e-2 for a number
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
-BROKEN = (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError)
+BROKEN = (OSError, ValueError, yaml.YAMLError, RecursionError)
 
 
 def read_yaml(path: str | Path) -> Any:
     """Content of a YAML file; raises InputError where it cannot be read, is no YAML, or names a key twice."""
-    if not Path(path).exists():
-        raise InputError(f"{path}: no such file")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file, or none that can be read")
     with located(path), explained("not valid YAML", errors=BROKEN):
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
 

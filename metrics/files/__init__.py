@@ -1,6 +1,6 @@
 """Files from anywhere: written whole or not at all, read without running anything in them, fetched and verified."""
 
-from metrics.errors import InputError, explained, nearest
+from metrics.errors import InputError, explained, nearest, on_one_line
 from metrics.files.downloads import LOCK, PUBLISHED, Downloads, Source, cache_root, fetch, fetch_each, read_lock
 from metrics.files.reading import load_npz
 from metrics.files.writing import (
@@ -29,6 +29,7 @@ __all__ = [
     "link_or_copy",
     "load_npz",
     "nearest",
+    "on_one_line",
     "read_lock",
     "sha256_file",
     "write_csv",

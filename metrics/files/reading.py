@@ -7,6 +7,7 @@ import math
 import pickle
 import pickletools
 import re
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,17 +23,18 @@ MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays s
 
 
 def check_file(path: str | Path) -> None:
-    """Raise InputError if a file is missing or larger than any that is read into memory."""
-    with explained(f"{path}: cannot be read", errors=(OSError,)):
-        size = Path(path).stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(f"{path}: {size} bytes, expected at most {MAX_BYTES}")
+    """Raise InputError unless a path is a regular file, or a link to one, that can be read into memory."""
+    with explained(f"{path}: cannot be read", errors=(OSError, ValueError)):
+        found = Path(path).stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+        raise InputError(f"{path}: {found.st_size} bytes, expected a regular file of at most {MAX_BYTES}")
 
 
 def load_npz(path: str | Path) -> dict[str, NDArray[Any]]:
     """All arrays of an npz; InputError if it is missing, broken, above `MAX_BYTES`, or not what its headers say."""
     if not Path(path).exists():
         raise InputError(f"{path}: no such file")
+    check_file(path)
     with explained(f"{path}: not a sound npz file"), zipfile.ZipFile(path) as archive:
         check_archive(archive, path)
         return {e.filename.removesuffix(".npy"): read_npy(archive, e, path) for e in archive.infolist()}

@@ -21,7 +21,7 @@ from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
 from metrics.machine import machine
 
-CHECK_BATCH = 64
+CHECK_BATCH, MAX_CLASSES = 64, 1_000_000
 
 
 class ImageSet:
@@ -170,9 +170,11 @@ def own_labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
     where = f"{source.path}: {LABELS}"
     with explained(f'{where} is not {{"labels": [[name, class], ...]}}', "correct or remove it"):
         pairs = json.loads(content)["labels"]
-        labels = None if pairs is None else {str(name): int(label) for name, label in pairs}
+        labels = None if pairs is None else {str(name): label for name, label in pairs}
     if labels is None:
         return None
+    if wrong := [label for label in labels.values() if type(label) is not int or not 0 <= label < MAX_CLASSES]:
+        raise InputError(f"{where} has the class {wrong[0]!r}, expected whole numbers from 0 below {MAX_CLASSES}")
     if missing := [name for name in source.names if name not in labels]:
         raise InputError(f"{where} has no label of {missing[0]}; add it or remove the file")
     return [labels[name] for name in source.names]

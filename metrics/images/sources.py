@@ -67,8 +67,6 @@ class Source:
 def open_sources(path: Path) -> list[Source]:
     """The sources at one path, several where a folder holds archives; InputError if missing, broken or hostile."""
     with explained(f"{path}: cannot be read", "copy or make it again"):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder; check the path")
         if not path.is_dir():
             return [_open_file(path)]
         folder = FolderSource(path)
@@ -80,6 +78,8 @@ def open_sources(path: Path) -> list[Source]:
 
 
 def _open_file(path: Path) -> Source:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder, or a pipe or device; check the path")
     with open(path, "rb") as file:
         magic = file.read(8)
     if path.suffix == ".npz":

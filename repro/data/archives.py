@@ -266,11 +266,16 @@ def _write(
                 raise InputError(f"{parts}: was begun with {key} {was!r}, not {value!r}; remove it or go on with that")
         write_json(parts / PREPARATION, facts)
         pieces = {parts / f"{i:08d}.zip": range(len(names))[i : i + PART] for i in range(0, len(names), PART)}
-        with tqdm(total=len(names), desc=target.name, unit="img", disable=None) as bar:
-            for path, piece in pieces.items():
-                if not path.exists():
-                    write_zip(path, zip([names[i] for i in piece], encoded(piece), strict=True))
-                bar.update(len(piece))
+        try:
+            with tqdm(total=len(names), desc=target.name, unit="img", disable=None) as bar:
+                for path, piece in pieces.items():
+                    if not path.exists():
+                        write_zip(path, zip([names[i] for i in piece], encoded(piece), strict=True))
+                    bar.update(len(piece))
+        except InputError:
+            if not any(parts.glob("*.zip")):
+                shutil.rmtree(parts)
+            raise
         notes = [labels_entry(names, labels), (PREPARATION, json.dumps(facts, indent=1))]
         write_zip(target, itertools.chain(_joined(pieces), notes))
         shutil.rmtree(parts)

@@ -46,6 +46,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size")
+        within(self, 1, 100_000, "num_steps", "batch_size")
         within(self, 0, math.inf, "S_churn", "S_min", "S_noise")
         if self.sigma_min >= self.sigma_max:
             raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")

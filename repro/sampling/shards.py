@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metrics import distributed
-from metrics.files import InputError
+from metrics.files import InputError, explained
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
 from repro.sampling.pairs import Configuration, Pair
@@ -175,7 +175,8 @@ def generate(
     `borrow`, asked for a file with a test of its content, puts one there that somebody has made already, if it finds
     one. Returns the paths of all shards in seed order. Raises InputError where one was made from another configuration.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(f"{folder}: cannot be a folder of shards", "name another", (OSError,)):
+        folder.mkdir(parents=True, exist_ok=True)
     shards = [(members, folder / shard_name(members, form.suffix)) for members in grouped(seeds, size)]
     missing = []
     for members, path in shards[distributed.rank() :: distributed.world_size()]:

@@ -438,6 +438,6 @@ def parse_seeds(block: str) -> range:
     if not match:
         raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
     first, last = int(match[1]), int(match[2] or match[1])
-    if last < first:
-        raise InputError(f"seeds '{block}': the last seed comes before the first")
+    if not first <= last < first + 10**7:
+        raise InputError(f"seeds '{block}': the last seed comes before the first, or ten million after it")
     return range(first, last + 1)

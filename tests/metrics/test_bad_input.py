@@ -265,11 +265,11 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "output that is a folder": (
         lambda t: [*evaluate(folder(t / "i"), folder(t / "j")), "--csv", str(t)],
-        "is a folder; name a file",
+        "a folder or no file; name a file",
     ),
     "output below a file": (
         lambda t: [*evaluate(folder(t / "i"), folder(t / "j")), "--csv", str(written(t / "f", b"") / "x.csv")],
-        "is a file, so nothing can be written below",
+        "nothing can be written to",
     ),
     "sets of different size in a comparison": (
         lambda t: [
@@ -288,13 +288,16 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
+EARLIER = '{"results": [], "warnings": ["an earlier result"]}'
+
+
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=list(CASES))
 def test_bad_input_is_one_line_exit_code_2_and_touches_no_output(
     arguments: Callable[[Path], list[str]], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = arguments(tmp_path)
     out = tmp_path / "out.json"
-    out.write_text("earlier result")
+    out.write_text(EARLIER)
     code = main([*command, "--json", str(out)])
     lines = capsys.readouterr().err.strip().splitlines()
     errors = [line for line in lines if line.startswith("metrics: error: ")]
@@ -303,18 +306,19 @@ def test_bad_input_is_one_line_exit_code_2_and_touches_no_output(
     assert lines[-1] == errors[0]
     assert not any("Traceback" in line for line in lines)
     assert re.search(message, errors[0]), errors[0]
-    assert out.read_text() == "earlier result"
+    assert out.read_text() == EARLIER
 
 
 @pytest.mark.parametrize("command", ["reference", "features"])
 def test_files_being_replaced_survive_a_failure(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = written(tmp_path / "old.npz", b"earlier result")
+    out = feature_file(tmp_path / "old.npz", RNG.standard_normal((4, 3)))
+    earlier = out.read_bytes()
     source = folder(tmp_path / "images", cut_off=png()[:80])
     assert main([command, str(source), "--out", str(out), "--detectors", "colour", "--no-cache", "--workers", "0"]) == 2
     assert "cut_off.png" in capsys.readouterr().err
-    assert out.read_bytes() == b"earlier result"
+    assert out.read_bytes() == earlier
 
 
 def test_a_detector_that_gives_nan_names_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,99 @@
+"""The edges of both command lines: what goes wrong inside ends in one line and an exit code; outputs cost nothing."""
+
+import itertools
+import os
+import signal
+import stat
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+
+from metrics.files import InputError, explained, on_one_line, write_text
+
+#: Beginning and end of a file that show that it is a result of the command line.
+OURS = (b"metric,detector,subset,num_images,value", b'"results": [', b"tags.npy")
+
+
+def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns its exit code: 0, or 2 for bad input, 70 for a fault of ours, 130 when interrupted.
+
+    SIGTERM ends work in the same orderly way as Ctrl-C, so that temporary files and child processes go.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        cli.main(arguments, program, standalone_mode=False)
+        return 0
+    except (click.Abort, KeyboardInterrupt):
+        code, said = 130, "stopped; what is finished is kept, and the same command goes on from there"
+    except click.ClickException as err:
+        code, said = 2, err.format_message()
+    except (InputError, MemoryError) as err:
+        code, said = 2, str(err) or "not enough memory; use smaller batches or fewer workers"
+    except Exception as err:
+        if "REPRO_DEBUG" in os.environ:
+            raise
+        code, said = 70, f"unexpected {type(err).__name__} ({err}); please report it, with what REPRO_DEBUG=1 shows"
+    click.echo(f"{program}: error: {on_one_line(said)}", err=True)
+    return code
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str], force: bool, text: bool = True) -> None:
+    """Find out before the work that its results can be written, and that nothing is lost by it.
+
+    Texts may go to `-`, a pipe or a character device, which are written to. Whatever else is there is replaced if it
+    is a result of ours, or with `force`; never if it is one of the `inputs` or a link. Raises InputError.
+    """
+    given = [path for path in outputs if path]
+    for a, b in itertools.combinations(given, 2):
+        if os.path.realpath(a) == os.path.realpath(b):
+            raise InputError(f"{a}: two results would be written to it; name two files")
+    read = [Path(source) for source in inputs if os.path.exists(source)]
+    for path in given:
+        with explained(f"{path}: cannot be written", errors=(OSError, ValueError)):
+            if not (text and _is_stream(path)):
+                _check_file(path, read, force)
+
+
+def _check_file(path: Path, inputs: Sequence[Path], force: bool) -> None:
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{path}: nothing can be written to {parent}; name another path")
+    if not os.path.lexists(path) and path.name != "-":
+        return
+    if path.is_symlink() or not path.is_file():
+        raise InputError(f"{path}: is a link, a folder or no file; name a file to write")
+    ours = _is_ours(path)
+    for source in inputs:
+        if os.path.samefile(source, path) or (not ours and source.resolve() in path.resolve().parents):
+            raise InputError(f"{path}: is part of the input {source}; name another file to write")
+    if not ours and not force:
+        raise InputError(f"{path}: is there already, and no result of this tool; name another file, or pass --force")
+
+
+def _is_ours(path: Path) -> bool:
+    if zipfile.is_zipfile(path):
+        return any(name.endswith(OURS[2].decode()) for name in zipfile.ZipFile(path).namelist())
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    return head.startswith(OURS[0]) or (head.startswith(b"{") and OURS[1] in head)
+
+
+def _is_stream(path: Path) -> bool:
+    mode = path.stat().st_mode if path.exists() else 0
+    return str(path) == "-" or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def deliver(path: Path, text: str) -> None:
+    """Write a text where `check_outputs` found that it can go; to a file, whole or not at all."""
+    if str(path) == "-":
+        click.echo(text, nl=False)
+    elif _is_stream(path):
+        with explained(f"{path}: cannot be written", "a pipe needs a reader"):
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(descriptor, True)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+    else:
+        write_text(path, text)
