@@ -65,7 +65,6 @@ PICKLES = {
     "a million tuples": nested(b"(", b"t", 300_000),
     "deep dicts": b"\x80\x03" + b"}X\x01\x00\x00\x00a" * 100_000 + b"N" + b"s" * 100_000 + b".",
     "doubled tuples": doubling(60),
-    "doubled tuples as key": b"\x80\x03}" + doubling(60)[2:-1] + b"Ns.",
     "doubled strings in a name": doubling(40, b"X" + struct.pack("<I", 100) + b"x" * 100),
     "two million values": b"\x80\x03](" + b"K\x01" * 2_000_000 + b"e.",
     "a memo of everything": b"\x80\x04](" + b"]\x94" * 1_500_000 + b"e.",
@@ -148,7 +147,6 @@ PNGS: dict[str, bytes] = {
         8, 8, chunk(b"iCCP", b"a\0\0" + swollen(60 * 2**20)), chunk(b"IDAT", swollen(8 * 25))
     ),
     "many chunks": claimed_png(8, 8, *[chunk(b"tEXt", b"a\0b")] * 100_000),
-    "short rows": claimed_png(8, 8, chunk(b"IDAT", swollen(3 * 25))),
     "no rows": claimed_png(8, 8, chunk(b"IDAT", swollen(0))),
     "rows of another": claimed_png(64, 64, chunk(b"IDAT", swollen(8 * 25))),
     "an animation": png(8, 8)[:33] + chunk(b"acTL", struct.pack(">II", 10**6, 0)) + png(8, 8)[33:],
@@ -318,8 +316,6 @@ def claims() -> Iterator[tuple[str, object]]:
     yield "img_resolution", 2.5
     yield "model_channels", "many"
     yield "channels_per_head", 0
-    yield "sigma_data", float("nan")
-    yield "label_balance", 7.0
     yield "no_such_argument", 1
 
 
@@ -342,15 +338,6 @@ def test_what_a_network_file_says_of_its_network(place: Place, key: str, value: 
     assert changed != content[8 : 8 + size]
     (place / "bomb.safetensors").write_bytes(struct.pack("<Q", len(changed)) + changed + content[8 + size :])
     place.refuses(NETWORK[0], [text.format("bomb.safetensors") for text in NETWORK[1]], "bomb.safetensors")
-
-
-def test_a_batch_of_huge_images_is_bounded_by_pixels(place: Place) -> None:
-    (place / "huge").mkdir()
-    for i in range(40):
-        (place / f"huge/{i}.png").write_bytes(png(4000, 4000))
-    outcome = place.run(IMAGES[0], [text.format("huge") for text in IMAGES[1]])
-    assert outcome.code == 0
-    assert outcome.grown < 2**30
 
 
 @pytest.mark.parametrize(
