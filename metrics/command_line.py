@@ -29,7 +29,7 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
         code, said = 130, "stopped; what is finished is kept, and the same command goes on from there"
     except click.ClickException as err:
         code, said = 2, err.format_message()
-    except (InputError, MemoryError) as err:
+    except (InputError, OSError, MemoryError) as err:
         code, said = 2, str(err) or "not enough memory; use smaller batches or fewer workers"
     except Exception as err:
         if "REPRO_DEBUG" in os.environ:

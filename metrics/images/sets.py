@@ -145,7 +145,7 @@ def open_images(paths: str | Path | Sequence[str | Path], skip_bad: bool = False
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not given:
         raise InputError("no path to images was given")
-    path, count = Counter(path.resolve() for path in given).most_common(1)[0]
+    path, count = Counter(os.path.realpath(path) for path in given).most_common(1)[0]
     if count > 1:
         raise InputError(f"{path}: given twice; name each source once")
     sources = [source for path in given for source in open_sources(path)]

@@ -74,7 +74,7 @@ COMMANDS = {
     "preset": ("repro", ["preset", "show", "edm2-img64-xs"]),
     "report": ("repro", ["report"]),
     "verify": ("repro", ["verify"]),
-    "check": ("repro", ["check", "committed"]),
+    "check": ("repro", ["check", "committed", "--training-seeds", "committed"]),
 }
 
 
@@ -151,12 +151,15 @@ def make(folder: Path) -> Path:
     for path in (folder / "params.yaml", folder / "studies" / "mini.yaml"):
         path.write_text(text)
     (folder / "search.yaml").write_text("seeds: 0-63\nfresh: [64-127]\n")
-    for place in ("out/mini/results", "committed"):
-        for key in ("mini-auto", "mini-interval"):
-            blocks = [("0-127", 1.0), ("128-255", 1.2)]
-            rows = [Row("mini", key, "autoguidance", block, "fd_digits", value, 128) for block, value in blocks]
-            (folder / place / key).mkdir(parents=True)
-            write_rows(folder / place / key / MEASURES, rows)
+    written = []
+    for key in ("mini-auto", "mini-interval"):
+        blocks = [("0-127", 1.0), ("128-255", 1.2)]
+        rows = [Row("mini", key, "autoguidance", block, "fd_digits", value, 128) for block, value in blocks]
+        (folder / "out/mini/results" / key).mkdir(parents=True)
+        write_rows(folder / "out/mini/results" / key / MEASURES, rows)
+        written += rows
+    (folder / "committed").mkdir()
+    write_rows(folder / "committed" / MEASURES, written)
     return folder
 
 
