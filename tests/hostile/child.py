@@ -57,8 +57,7 @@ def _main(program: str, arguments: list[str], folder: str, place: str, stdin: st
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _status("VmSize") + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
-    idle = _status("VmRSS")
+    idle = _status("VmHWM")  # of a process just forked: what it has now
     sys.argv = [program, *arguments]
     code: int | str | None = 1
     try:
