@@ -14,7 +14,7 @@ from metrics.files import LOCK
 from repro.study import Study, load, study_path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 900  # seconds that one command may take
+PATIENCE = 2400  # seconds that one command may take: imagenet512 has 96 stages, and machines are slow at times
 
 
 class FailedError(Exception):
