@@ -77,12 +77,13 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def read_rows(path: Path) -> pd.DataFrame:
     """A CSV of rows, columns as in `Row`, texts as text even if they look like numbers; InputError if it is none."""
     remedy = "delete it and run `dvc repro`"
-    with explained(f"{path}: not a CSV of measures", remedy, (OSError, ValueError, KeyError, OverflowError)):
-        found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str)).astype({"value": float, "num_images": int})
-    if missing := [name for name in COLUMNS if name not in found]:
-        raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
-    if found[["study", "configuration", "block", "metric"]].isna().any(axis=None):
-        raise InputError(f"{path}: a row without study, configuration, block or metric; {remedy}")
+    with explained(f"{path}: not a CSV of measures", remedy, (OSError, ValueError, OverflowError)):
+        found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
+        if missing := [name for name in COLUMNS if name not in found]:
+            raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
+        found = found.astype({"value": float, "num_images": int})
+    if found[["configuration", "metric"]].isna().any(axis=None):
+        raise InputError(f"{path}: a row without configuration or metric; {remedy}")
     return found
 
 

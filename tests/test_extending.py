@@ -117,4 +117,4 @@ def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "repro", "--plugin", "twice", "study", "list"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: guidance rule 'linear' is registered already; choose another name"
+    assert done.stderr.strip() == "repro: error: guidance rule 'linear' is registered already; choose another name"

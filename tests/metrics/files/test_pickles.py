@@ -66,14 +66,14 @@ def test_foreign_name_is_refused_by_name_and_nothing_runs(tmp_path: Path) -> Non
 def test_pickle_larger_than_allowed_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with open(tmp_path / "ref.pkl", "wb") as file:
         file.truncate(2**33 + 1)
-    with pytest.raises(InputError, match=r"ref\.pkl: 8589934593 bytes, expected at most 8589934592"):
+    with pytest.raises(InputError, match=r"ref\.pkl: 8589934593 bytes, expected a regular file of at most 8589934592"):
         load_pickle(tmp_path / "ref.pkl", {})
 
 
 def test_missing_pickle_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pkl: cannot be read \(.*No such file"):
         load_pickle(tmp_path / "none.pkl", {})
-    with pytest.raises(InputError, match=r"cannot be read \(.*Is a directory"):
+    with pytest.raises(InputError, match="expected a regular file"):
         load_pickle(tmp_path, {})
 
 

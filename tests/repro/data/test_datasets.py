@@ -122,7 +122,7 @@ def test_stored_latents_are_read_as_float(tmp_path: Path) -> None:
         ({"00001/new.png": png(PIXELS[0])}, LABELS, r"no label of 00001/new.png"),
         ({"00001/bad.npy": b"not an array"}, None, r"00001/bad.npy cannot be read"),
         ({}, {"labels": [["a", "b", "c"]]}, r"dataset.json is not"),
-        ({}, {"labels": [[name, -1] for name in FILES]}, r"negative classes"),
+        ({}, {"labels": [[name, -1] for name in FILES]}, r"has the class -1"),
     ],
 )
 def test_broken_data_sets_are_refused_by_name(
