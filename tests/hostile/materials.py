@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 COUNT = 6
 
-EXTRACTION = ["--plugin", "tests.hostile.plugin", "--detectors", "mean-colour", "--no-cache", "--workers", "0"]
+EXTRACTION = ["--plugin", "tests.hostile.plugin", "--detectors", "tint", "--no-cache", "--workers", "0"]
 #: Name -> program and arguments of a command that ends well, without what it writes.
 COMMANDS = {
     "evaluate": ("metrics", ["evaluate", "images", "--ref", "statistics.npz", *EXTRACTION]),
@@ -136,11 +136,11 @@ def make(folder: Path) -> Path:
             tape.add(path, path.name)
     np.savez(folder / "images.npz", arr_0=pixels)
     found = rng.normal(size=(64, 3)).astype(np.float32)
-    sets = {"mean-colour": FeatureSet.of(found, Colour.tags)}
+    sets = {"tint": FeatureSet.of(found, Colour.tags)}
     features.save(sets, folder / "features.npz")
-    references.save({"mean-colour": sets["mean-colour"].statistics()}, folder / "statistics.npz")
+    references.save({"tint": sets["tint"].statistics()}, folder / "statistics.npz")
     with open(folder / "statistics.pkl", "wb") as file:
-        pickle.dump({"mean-colour": {"mu": np.zeros(3), "sigma": np.eye(3), "num_images": 9}}, file)
+        pickle.dump({"tint": {"mu": np.zeros(3), "sigma": np.eye(3), "num_images": 9}}, file)
     for name in ("main", "guide", "uncond"):
         shutil.copy(GOLDEN / f"{name}.pkl", folder)
     snapshots.save(snapshots.load(folder / "main.pkl"), folder / "main.safetensors")

@@ -7,12 +7,12 @@ from metrics import detectors
 
 
 class Colour:
-    name = "mean-colour"
+    name = "tint"
     dim = 3
-    tags = {"detector": "mean-colour", "weights_sha256": "0" * 64, "resize": "none", "dtype": "float32"}  # noqa: RUF012
+    tags = {"detector": "tint", "weights_sha256": "0" * 64, "resize": "none", "dtype": "float32"}  # noqa: RUF012
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.to(torch.float32).mean(dim=(2, 3))
 
 
-detectors.register("mean-colour", lambda **_: Colour())
+detectors.register("tint", lambda **_: Colour())

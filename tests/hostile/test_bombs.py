@@ -47,7 +47,7 @@ def global_(module: str, name: str) -> bytes:
 
 def array_pickle(shape: tuple[int, ...], data: bytes) -> bytes:
     """An array as NumPy pickles it, of any stated shape."""
-    sound = pickle.dumps({"mean-colour": {"mu": np.zeros(3)}}, protocol=2)
+    sound = pickle.dumps({"tint": {"mu": np.zeros(3)}}, protocol=2)
     assert b"numpy" in sound
     state = pickle.dumps((1, shape, None, False, data), protocol=2)
     return sound[:-1] + b"0" + state[2:]
@@ -124,7 +124,7 @@ HEADERS = {
 def test_a_header_of_an_array(place: Place, name: str) -> None:
     (place / "images/bomb.npy").write_bytes(HEADERS[name])
     place.refuses(IMAGES[0], [text.format("images") for text in IMAGES[1]], "bomb.npy")
-    for entry, command in (("arr_0.npy", IMAGES), ("mean-colour/features.npy", IMAGES), ("mu.npy", REFERENCE)):
+    for entry, command in (("arr_0.npy", IMAGES), ("tint/features.npy", IMAGES), ("mu.npy", REFERENCE)):
         with zipfile.ZipFile(place / "bomb.npz", "w") as archive:
             archive.writestr(entry, HEADERS[name])
             archive.writestr("sigma.npy", HEADERS[name])

@@ -77,7 +77,7 @@ CASES = {
             "--ref",
             "reference.npz",
             "--detectors",
-            "mean-colour",
+            "tint",
             "--cache",
             "kept",
             "--plugin",
@@ -124,7 +124,7 @@ def prepare(folder: Path, server: Server) -> Project:
     for i in range(3000):
         Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(folder / f"images/{i:05d}.png")
     command = ["-m", "metrics", "reference", "images", "--out", "reference.npz", "--plugin", "tests.hostile.plugin"]
-    run(project, [*command, "--detectors", "mean-colour", "--no-cache"])
+    run(project, [*command, "--detectors", "tint", "--no-cache"])
     server.files[f"/{NETWORK}"] = fixtures.network(NETWORK)
     fetching = miniature() | {key: {} for key in ("data", "train", "reconstruct", "generate", "sweeps")}
     fetching |= {"study": "fetched", "sources": [server.base], "networks": {"fetched-xs": {"fetch": [NETWORK]}}}
