@@ -1,7 +1,6 @@
 # make repro   set up .venv, run the default study, print its tables
 # make test    the same set-up, then the tests, side by side on the cores there are; PYTEST_ARGS goes to pytest
 # make test-slow   the tests that take longest: kills, resumption, whole studies
-# make torture   kill -9 and SIGTERM at random moments of every long command: an hour
 # make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where all wheels come from, for example
@@ -15,7 +14,7 @@ STAMP  := $(VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test test-slow torture rehearsal lint bench install
+.PHONY: repro test test-slow rehearsal lint bench install
 .NOTPARALLEL:
 
 repro: install
@@ -27,9 +26,6 @@ test: install
 
 test-slow: install
 	$(RUN) python -m pytest -m slow $(PYTEST_ARGS)
-
-torture: install
-	$(RUN) python -m tests.torture $(TORTURE_ARGS)
 
 rehearsal: install
 	$(RUN) python -m tests.rehearsal
