@@ -138,7 +138,7 @@ def test_the_whole_study_runs_cut_down(sources: Path, inception_weights: Path, m
     assert fids.nunique() == 4
     curves = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.sweeps)
     assert (curves["metric"] == "fid").sum() == 8
-    found = references.load(study.out / "reference" / "cifar10-train" / REFERENCE)
+    found = references.load(study.out / "references" / "cifar10-train" / REFERENCE)
     assert found is not None
     real = found.require("inception")
     assert (real.num_images, real.mu.shape) == (COUNT, (2048,))
