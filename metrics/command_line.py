@@ -12,8 +12,8 @@ import click
 
 from metrics.files import InputError, explained, on_one_line, write_text
 
-#: Beginning and end of a file that show that it is a result of the command line.
-OURS = (b"metric,detector,subset,num_images,value", b'"results": [', b"tags.npy")
+#: By which a CSV, at its beginning, and a JSON file are known as results of the command line.
+CSV, JSON = b"metric,detector,subset,num_images,value,error,error_kind,", b'"versions": "autoguidance-repro '
 
 
 def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str], force: 
             raise InputError(f"{a}: two results would be written to it; name two files")
     read = [Path(source) for source in inputs if os.path.exists(source)]
     for path in given:
-        with explained(f"{path}: cannot be written", errors=(OSError, ValueError)):
+        with explained(f"{path}: cannot be written"):
             if not (text and _is_stream(path)):
                 _check_file(path, read, force)
 
@@ -60,7 +60,7 @@ def _check_file(path: Path, inputs: Sequence[Path], force: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{path}: nothing can be written to {parent}; name another path")
-    if not os.path.lexists(path) and path.name != "-":
+    if not os.path.lexists(path) and str(path) != "-":
         return
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path}: is a link, a folder or no file; name a file to write")
@@ -73,11 +73,13 @@ def _check_file(path: Path, inputs: Sequence[Path], force: bool) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    if zipfile.is_zipfile(path):
-        return any(name.endswith(OURS[2].decode()) for name in zipfile.ZipFile(path).namelist())
+    if zipfile.is_zipfile(path):  # tags stand beside the statistics or features that they are of
+        names = {*zipfile.ZipFile(path).namelist()}
+        tagged = [name.removesuffix("tags.npy") for name in names if name.endswith("tags.npy")]
+        return any({f"{prefix}mu.npy", f"{prefix}features.npy"} & names for prefix in tagged)
     with open(path, "rb") as file:
-        head = file.read(4096)
-    return head.startswith(OURS[0]) or (head.startswith(b"{") and OURS[1] in head)
+        head = file.read(2**24)
+    return head.startswith(CSV) or (head.startswith(b"{") and JSON in head)
 
 
 def _is_stream(path: Path) -> bool:

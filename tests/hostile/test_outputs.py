@@ -1,10 +1,12 @@
 """What would be lost: outputs that name inputs, each other, or what is not ours."""
 
+import io
 import json
 import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.hostile import child
@@ -60,7 +62,24 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("content", [b"years of work", b"", b"PK\x03\x04 a zip of somebody's", b'{"my": "notes"}'])
+def somebodys_npz() -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, tags=np.arange(3), hashtags=np.arange(3))
+    return stream.getvalue()
+
+
+FOREIGN_CONTENT = [
+    b"years of work",
+    b"",
+    b"PK\x03\x04 a zip of somebody's",
+    b'{"my": "notes"}',
+    b'{"results": [1, 2, 3]}',
+    b"metric,detector,value\n",
+    somebodys_npz(),
+]
+
+
+@pytest.mark.parametrize("content", FOREIGN_CONTENT)
 @pytest.mark.parametrize(("name", "option"), FOREIGN)
 def test_an_output_that_is_not_ours_stays(place: Place, name: str, option: str, content: bytes) -> None:
     (place / "thesis.zip").write_bytes(content)
@@ -98,7 +117,9 @@ def test_links_and_pipes_are_not_replaced(place: Place, name: str, option: str) 
     (place / "nowhere").symlink_to("gone")
     os.mkfifo(place / "pipe")
     for path in ("link", "nowhere", "pipe"):
-        place.refuses(*with_output(name, option, path), path)
+        program, arguments = with_output(name, option, path)
+        place.refuses(program, arguments, path)
+        place.refuses(program, [*arguments, "--force"], path)
 
 
 @pytest.fixture

@@ -288,7 +288,7 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
-EARLIER = '{"results": [], "warnings": ["an earlier result"]}'
+EARLIER = '{"results": [], "warnings": ["an earlier result"], "versions": "autoguidance-repro 0.1.0"}'
 
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=list(CASES))
