@@ -22,14 +22,13 @@ def explained(what: str, remedy: str = "", errors: tuple[type[Exception], ...] =
 
 def one_line(err: BaseException) -> str:
     """An exception's message on one line, shortened."""
-    return " ".join(str(err).split())[:200] or type(err).__name__
+    return on_one_line(str(err), 200) or type(err).__name__
 
 
 def on_one_line(text: str, most: int = 600) -> str:
     """A message on one line of printable characters; of a long one, the beginning and the end, where the remedy is."""
-    line = " ".join(text.split())
-    line = line if len(line) <= most else f"{line[: most * 3 // 4]} [...] {line[-most // 5 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most * 3 // 4]} [...] {line[-most // 5 :]}"
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

@@ -166,7 +166,8 @@ class Generate:
     guided: Guided = inline()
 
     def __post_init__(self) -> None:
-        if not [parse_seeds(block) for block in self.seeds]:
+        blocks = [parse_seeds(block) for block in self.seeds]
+        if not blocks:
             raise InputError("seeds is empty, expected blocks such as 0-1023")
         if self.guided.guide is None:
             raise InputError("missing key guide; without guidance name the main network again")
@@ -203,7 +204,8 @@ class Sweep(Generate):
                 raise InputError(f"{role} is '{network}', expected a file in {role}_set, {folder}/...")
         if self.optimised_for is not None:
             named(self.optimised_for)
-        if not [self.at(value) for value in self.values]:
+        points = [self.at(value) for value in self.values]
+        if not points:
             raise InputError("values is empty, expected places on the axis")
 
     @property
