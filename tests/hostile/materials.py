@@ -24,6 +24,8 @@ GOLDEN = ROOT / "tests" / "data" / "golden"
 COUNT = 6
 
 EXTRACTION = ["--plugin", "tests.hostile.plugin", "--detectors", "tint", "--no-cache", "--workers", "0"]
+#: A search, without its settings.
+GUIDE = ["guide", "--main", "mini-main-run", "--guide", "mini-guide-run", "--data", "mini-digits"]
 #: Name -> program and arguments of a command that ends well, without what it writes.
 COMMANDS = {
     "evaluate": ("metrics", ["evaluate", "images", "--ref", "statistics.npz", *EXTRACTION]),

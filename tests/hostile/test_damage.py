@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hostile.conftest import Place
-from tests.hostile.materials import COMMANDS, EXTRACTION
+from tests.hostile.materials import COMMANDS, EXTRACTION, GUIDE
 
 GENERATE = ["--seeds", "0-1", "--steps", "2", "--batch-size", "2", "--out", "look"]
 SNAPSHOTS = [f"raw/tiny-0000032-{std}.pkl" for std in ("0.050", "0.100")]
@@ -24,20 +24,7 @@ READERS = {
     "set.zip": ("repro", ["data", "check", "set.zip"]),
     SNAPSHOTS[0]: ("repro", ["reconstruct", *SNAPSHOTS, "--ema", "0.07", "--out", "made"]),
     "studies/mini.yaml": ("repro", ["cost", "mini"]),
-    "search.yaml": (
-        "repro",
-        [
-            "guide",
-            "--main",
-            "mini-main-run",
-            "--guide",
-            "mini-guide-run",
-            "--data",
-            "mini-digits",
-            "--settings",
-            "search.yaml",
-        ],
-    ),
+    "search.yaml": ("repro", [*GUIDE, "--settings", "search.yaml"]),
     "out/mini/results/mini-auto/measures.csv": ("repro", ["report"]),
     "committed/measures.csv": COMMANDS["check"],
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.conftest import Place
-from tests.hostile.materials import COMMANDS, EXTRACTION, png
+from tests.hostile.materials import COMMANDS, EXTRACTION, GUIDE, png
 
 #: Name -> puts such a thing at a path.
 THINGS: dict[str, Callable[[Path], object]] = {
@@ -57,10 +57,7 @@ PLACES = {
     "archive to encode": ("repro", ["data", "encode", "{}", "--out", "new.zip", "--vae", "vae"]),
     "decoder": ("repro", ["data", "encode", "set.zip", "--out", "new.zip", "--vae", "./{}"]),
     "training data": ("repro", ["train", "--preset", "edm2-img64-xs", "--data", "{}", "--out", "run"]),
-    "settings": (
-        "repro",
-        ["guide", "--main", "mini-main-run", "--guide", "mini-guide-run", "--data", "mini-digits", "--settings", "{}"],
-    ),
+    "settings": ("repro", [*GUIDE, "--settings", "{}"]),
     "committed results": ("repro", ["check", "{}"]),
 }
 SUFFIXES = {

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.hostile.conftest import Place
-from tests.hostile.materials import study
+from tests.hostile.materials import GUIDE, study
 
 VALUES: list[Any] = [
     None,
@@ -127,8 +127,7 @@ def test_a_file_that_is_no_study(place: Place, kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(set(FILES) - {"empty"}))
 def test_a_file_that_is_no_machine_and_no_search(place: Place, kind: str) -> None:
     (place / "search.yaml").write_bytes(FILES[kind])
-    options = ["--main", "mini-main-run", "--guide", "mini-guide-run", "--data", "mini-digits"]
-    place.refuses("repro", ["guide", *options, "--settings", "search.yaml"], "search.yaml")
+    place.refuses("repro", [*GUIDE, "--settings", "search.yaml"], "search.yaml")
     (place / "machine.yaml").write_bytes(FILES[kind])
     place.refuses("repro", ["stage", "data", "mini-digits"], "machine.yaml")
 
