@@ -131,7 +131,7 @@ def resize_tf1(images: Tensor, size: int) -> Tensor:
 
     Output pixel i lies at input position i * in / out, between that position's floor and the next pixel or the edge.
     """
-    for dim in (3, 2):
+    for dim in (d for d in (3, 2) if images.shape[d] != size):
         length = images.shape[dim]
         position = torch.arange(size, device=images.device, dtype=torch.float64) * (length / size)
         lower = position.floor().clamp(max=length - 1)
