@@ -39,7 +39,7 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
     return code
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str], force: bool, text: bool = True) -> None:
+def check_outputs(outputs: Iterable[Path | None], inputs: Sequence[str], force: bool, text: bool = True) -> None:
     """Find out before the work that its results can be written, and that nothing is lost by it.
 
     Texts may go to `-`, a pipe or a character device, which are written to. Whatever else is there is replaced if it
@@ -49,14 +49,13 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str], force: 
     for a, b in itertools.combinations(given, 2):
         if os.path.realpath(a) == os.path.realpath(b):
             raise InputError(f"{a}: two results would be written to it; name two files")
-    read = [Path(source) for source in inputs if os.path.exists(source)]
     for path in given:
         with explained(f"{path}: cannot be written"):
             if not (text and _is_stream(path)):
-                _check_file(path, read, force)
+                _check_file(path, inputs, force)
 
 
-def _check_file(path: Path, inputs: Sequence[Path], force: bool) -> None:
+def _check_file(path: Path, inputs: Sequence[str], force: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{path}: nothing can be written to {parent}; name another path")
@@ -65,7 +64,7 @@ def _check_file(path: Path, inputs: Sequence[Path], force: bool) -> None:
     if path.is_symlink() or not path.is_file():
         raise InputError(f"{path}: is a link, a folder or no file; name a file to write")
     ours = _is_ours(path)
-    for source in inputs:
+    for source in (Path(given) for given in inputs if os.path.exists(given)):
         if os.path.samefile(source, path) or (not ours and source.resolve() in path.resolve().parents):
             raise InputError(f"{path}: is part of the input {source}; name another file to write")
     if not ours and not force:

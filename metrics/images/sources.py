@@ -131,7 +131,8 @@ class FolderSource(Source):
             raise InputError("is no regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise InputError(f"has more than {MAX_FILE_BYTES} bytes")
-        return (self.path / name).read_bytes()
+        with open(self.path / name, "rb") as file:
+            return file.read(MAX_FILE_BYTES)
 
     def read_labels(self) -> bytes | None:
         file = self.path / LABELS
