@@ -67,7 +67,7 @@ PICKLES = {
     "doubled tuples": doubling(60),
     "doubled strings in a name": doubling(40, b"X" + struct.pack("<I", 100) + b"x" * 100),
     "two million values": b"\x80\x03](" + b"K\x01" * 2_000_000 + b"e.",
-    "a memo of everything": b"\x80\x04](" + b"]\x94" * 1_500_000 + b"e.",
+    "a memo of everything": b"\x80\x04](" + b"]\x94" * 500_000 + b"e.",
     "repeated arrays": b"\x80\x03C\xff" + bytes(255) + b"q\x00" + b"](" + b"h\x00" * 1_000_000 + b"e.",
     "bytearrays": b"\x80\x05" + b"\x96" + struct.pack("<Q", 2**33) + b".",
     "a buffer out of band": b"\x80\x05\x97.",
