@@ -7,7 +7,9 @@ applied. Images of 16 bits a channel, of floats, or with several frames are not 
 
 import hashlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +22,9 @@ from metrics.files.reading import read_npy_header
 
 #: Largest image that is decoded: 8192 x 8192.
 MAX_PIXELS = 2**26
+#: Columns, rows and first column, first row of the passes of an interlaced PNG (PNG specification, 8.2).
+ADAM7 = ((8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1))
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 
@@ -71,6 +76,25 @@ def _check_size(width: int, height: int) -> None:
         raise InputError(f"is {width} x {height}, empty or larger than {MAX_PIXELS} pixels")
 
 
+def _check_rows(data: bytes) -> None:
+    """Raise InputError where the compressed rows of a sound PNG end early, which decoders fill up with black."""
+    width, height, bits, kind, interlaced = struct.unpack(">IIBB2xB", data[16:29])
+    expected = 0
+    for dx, dy, x, y in ADAM7 if interlaced else ((1, 1, 0, 0),):
+        columns, rows = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
+        expected += rows * (1 + (columns * bits * CHANNELS[kind] + 7) // 8) if columns > 0 else 0  # 1: its filter
+    stream, found, at = zlib.decompressobj(), 0, 8
+    while at < len(data) and found < expected:
+        size, part = struct.unpack_from(">I4s", data, at)
+        packed = data[at + 8 : at + 8 + size] if part == b"IDAT" else b""
+        while packed and found < expected:
+            found += len(stream.decompress(packed, 2**20))
+            packed = stream.unconsumed_tail
+        at += 12 + size
+    if found < expected:
+        raise InputError(f"has {found} bytes of pixels and filters, expected {expected}; it was cut short")
+
+
 class Finding(NamedTuple):
     """What a check of one sound image found; the digest is of its content."""
 
@@ -80,7 +104,7 @@ class Finding(NamedTuple):
 
 
 def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
-    """Check an image. A PNG is believed by the checksums of its parts; what has none is decoded."""
+    """Check an image. A PNG is believed by its checksums and the number of its bytes; others are decoded."""
     if isinstance(data, np.ndarray):
         return Finding(hashlib.sha256(str(data.shape).encode() + data.tobytes()).digest(), alpha=data.shape[2] == 4)
     sha256, pixels = hashlib.sha256(data).digest(), _read_npy(data)
@@ -91,6 +115,8 @@ def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
         alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:64])
         (image.verify if image.format == "PNG" else image.load)()
+        if image.format == "PNG":
+            _check_rows(data)
         return Finding(sha256, lossy, alpha)
 
     return _with_pil(data, verified)

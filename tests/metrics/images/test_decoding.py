@@ -11,6 +11,7 @@ from PIL import Image
 
 from metrics.files import InputError
 from metrics.images import decode, open_images
+from metrics.images.decoding import inspect
 from tests.metrics.images.making import (
     COUNT,
     FILES,
@@ -98,3 +99,32 @@ def test_all_bad_images_are_named_at_once_or_left_out_on_request(tmp_path: Path)
 def test_only_bad_images_are_an_error_even_when_skipped(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 of 1"):
         len(open_images(folder(tmp_path, {"a.png": b""}), skip_bad=True))
+
+
+def grid(width: int, height: int, depth: int, colour: int, interlaced: int, missing: int) -> bytes:
+    """A PNG with valid checksums whose compressed rows lack their last bytes."""
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = [(0, 0, 1, 1)]
+    if interlaced:  # first column and row, and steps, of Adam7
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    lengths = [len(range(x, width, dx)) for x, _, dx, _ in passes]
+    rows = [len(range(y, height, dy)) for _, y, _, dy in passes]
+    size = sum(n * (1 + -(-length * depth * samples // 8)) for length, n in zip(lengths, rows, strict=True) if length)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(3 * 2)) if colour == 3 else b""
+    stream = zlib.compress(bytes(size - missing))
+    half = len(stream) // 2
+    parts = chunk(b"IDAT", stream[:half]) + chunk(b"IDAT", stream[half:])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + parts + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "colour"), [(1, 0), (2, 0), (8, 0), (8, 2), (1, 3), (8, 3), (8, 4), (8, 6)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (3, 5), (17, 9), (2, 30)])
+def test_the_rows_of_a_png_are_counted(width: int, height: int, depth: int, colour: int, interlaced: int) -> None:
+    """A decoder fills up what is missing with black and says nothing, so that it would be measured as if whole."""
+    inspect(grid(width, height, depth, colour, interlaced, 0))
+    for missing in (1, 2):
+        short = grid(width, height, depth, colour, interlaced, missing)
+        with pytest.raises(InputError, match="it was cut short"):
+            inspect(short)
