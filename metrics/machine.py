@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from metrics.errors import InputError, explained, nearest
+from metrics.documents import read_yaml
+from metrics.errors import InputError, nearest
 
 FILE = Path("machine.yaml")
 #: Variables that still serve where the new ones are not set.
@@ -51,10 +52,7 @@ def machine() -> Machine:
 
 @cache
 def _read(path: str, _: int) -> dict[str, object]:
-    import yaml
-
-    with explained(f"{path}: not valid YAML", errors=(OSError, ValueError, yaml.YAMLError, RecursionError)):
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    found = read_yaml(path) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a mapping of {', '.join(f.name for f in fields(Machine))}")
     return found

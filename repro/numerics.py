@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from repro.strict import read_yaml
+from metrics.documents import read_yaml
 
 
 @cache

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
-from metrics.files import InputError, explained, nearest
+from metrics.documents import parse_yaml, read_yaml
+from metrics.files import InputError, nearest
 
 
 def inline() -> Any:
@@ -142,33 +141,6 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which of two equal keys would silently keep the last, and this one refuses."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[str, yaml.Node] = {}
-    for key, _ in node.value:
-        named = isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
-        if named and seen.setdefault(key.value, key) is not key:
-            raise InputError(f"key {_brief(key.value)} occurs twice (line {key.start_mark.line + 1})")
-    return dict(loader.construct_mapping(node))
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-EXPONENT = re.compile(r"[-+]?\d*\.?\d+[eE][-+]?\d+$")  # YAML 1.2, and DVC with it, takes 1e-2 for a number
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
-BROKEN = (OSError, ValueError, yaml.YAMLError, RecursionError)
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Content of a YAML file; raises InputError where it cannot be read, is no YAML, or names a key twice."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file, or none that can be read")
-    with located(path), explained("not valid YAML", errors=BROKEN):
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-
-
 def load(cls: Any, path: str | Path) -> Any:
     """A YAML file as the dataclass `cls`; raises InputError that names file and key."""
     raw = read_yaml(path)
@@ -189,8 +161,7 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not name or not text or not isinstance(inner, dict) or name in inner:
             raise InputError(f"'{pair}': expected KEY=VALUE, every key once")
         count = re.fullmatch(r"(\d*\.?\d+)Mi", text)
-        with explained(f"'{pair}': the value is not valid YAML", errors=BROKEN):
-            inner[name] = round(float(count[1]) * 2**20) if count else yaml.load(text, Loader=_Loader)
+        inner[name] = round(float(count[1]) * 2**20) if count else parse_yaml(text, f"'{pair}': the value is ")
     return found
 
 

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from metrics.documents import read_yaml
 from metrics.files import InputError, nearest, write_text
 from metrics.registry import load_plugins
-from repro.strict import build, located, read_yaml
+from repro.strict import build, located
 from repro.study.schema import ID, Study
 
 PARAMS = Path("params.yaml")
