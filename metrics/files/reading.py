@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from metrics.errors import InputError, explained
 
 MAX_BYTES = 8 * 2**30  # of files, and of what arrays unpack to, that are read into memory
+#: Of a pickle: opcodes, bytes and objects that occur again, containers in containers.
+MAX_OPCODES, MAX_REPEATED, MAX_DEPTH = 300_000, 2**26, 500
+GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # opcodes that change an object
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; photographs and float arrays stay under 20
 
 
@@ -143,16 +146,48 @@ def load_pickle(path: str | Path, allowed: Mapping[tuple[str, str], Any]) -> Any
 def checked_opcodes(stream: BinaryIO, source: str) -> Iterator[tuple[str, Any]]:
     """Yield (name, argument) of the opcodes of one pickle without running it; leaves `stream` behind it.
 
-    Refuses memo indices that no honest pickle needs, since the unpickler fills a table of that size, and the
-    extension registry, whose cache bypasses `find_class`.
+    Refuses what no honest pickle needs: memo indices, which the unpickler's table grows to, far above the number of
+    opcodes; the extension registry, whose cache bypasses `find_class`; and objects that grow by repetition or by
+    nesting, which a few bytes can make too large or too deep to build, hash or print.
     """
+    stack, memo, repeated = list[list[int] | None](), dict[int, list[int]](), 0
     with explained(f"{source}: truncated or not a pickle"):
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
                 raise InputError(f"{source}: memo index {argument} after {count} opcodes; the file is malformed")
             if opcode.name.startswith("EXT"):
                 raise InputError(f"{source}: uses pickle extension {argument}, which has no place in this kind of file")
+            repeated += _follow(opcode, argument, stack, memo)
+            depth = stack[-1][1] if stack and stack[-1] else 0
+            if count > MAX_OPCODES or repeated > MAX_REPEATED + 4 * stream.tell() or depth > MAX_DEPTH:
+                found = f"{count} opcodes, {repeated} bytes and objects by repetition and depth {depth}"
+                limits = f"{MAX_OPCODES}, {MAX_REPEATED} and {MAX_DEPTH}"
+                raise InputError(f"{source}: {found}, expected at most {limits}; not read")
             yield opcode.name, argument
+
+
+def _follow(opcode: Any, argument: Any, stack: list[list[int] | None], memo: dict[int, list[int]]) -> int:
+    """Do to `stack` and `memo` what an opcode does, where objects are [bytes and members, depth] and None is a mark.
+
+    Returns the size of what it uses once more.
+    """
+    name, before = opcode.name, opcode.stack_before
+    if name == "MEMOIZE" or "PUT" in name:
+        memo[len(memo) if argument is None else int(argument)] = stack[-1] or [1, 1]
+        return 0
+    if name == "DUP" or "GET" in name:
+        stack.append(stack[-1] if argument is None else memo[int(argument)])
+        return (stack[-1] or [0])[0]
+    taken, marked = list[list[int]](), pickletools.markobject in before
+    while marked and (top := stack.pop()) is not None:
+        taken.append(top)
+    for _ in before[: before.index(pickletools.markobject)] if marked else before:
+        taken.append(stack.pop() or [0, 0])
+    made = taken.pop() if name in GROWING else [1 + len(argument) if isinstance(argument, bytes | str) else 1, 1]
+    made[0] += sum(size for size, _ in taken)
+    made[1] = max([made[1], *(depth + 1 for _, depth in taken)])
+    stack += [None if kind is pickletools.markobject else made for kind in opcode.stack_after]
+    return 0
 
 
 class _Dtype(Inert):

@@ -65,6 +65,13 @@ PICKLES = {
     "a million tuples": nested(b"(", b"t", 300_000),
     "deep dicts": b"\x80\x03" + b"}X\x01\x00\x00\x00a" * 100_000 + b"N" + b"s" * 100_000 + b".",
     "doubled tuples": doubling(60),
+    "doubled tuples as a key": b"\x80\x03}" + doubling(60, b")")[2:-1] + b"Ns.",
+    "an array again and again": b"\x80\x03(B"
+    + struct.pack("<I", 2**20)
+    + bytes(2**20)
+    + b"q\x00"
+    + b"h\x00" * 1000
+    + b"t.",
     "doubled strings in a name": doubling(40, b"X" + struct.pack("<I", 100) + b"x" * 100),
     "two million values": b"\x80\x03](" + b"K\x01" * 2_000_000 + b"e.",
     "a memo of everything": b"\x80\x04](" + b"]\x94" * 500_000 + b"e.",
@@ -148,6 +155,7 @@ PNGS: dict[str, bytes] = {
     ),
     "many chunks": claimed_png(8, 8, *[chunk(b"tEXt", b"a\0b")] * 100_000),
     "no rows": claimed_png(8, 8, chunk(b"IDAT", swollen(0))),
+    "rows cut short": claimed_png(8, 8, chunk(b"IDAT", swollen(7 * 25))),
     "rows of another": claimed_png(64, 64, chunk(b"IDAT", swollen(8 * 25))),
     "an animation": png(8, 8)[:33] + chunk(b"acTL", struct.pack(">II", 10**6, 0)) + png(8, 8)[33:],
 }
