@@ -3,13 +3,15 @@
 One format holds all kept features: an npz with `DETECTOR/features` [N, D] float32 and `DETECTOR/tags` (JSON), `labels`
 [N] int64 where known, `facts` (JSON of whoever wrote it), and `sha256` over all of these, verified on reading.
 Extraction keeps chunks in `<cache>/<key>/`, the key a digest of the images' content and of the detector's tags, so that
-changed images or settings never meet old features. Which images share a batch depends on their order alone.
+changed images or settings never meet old features. Which images share a batch depends on their order and
+sizes alone.
 """
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from metrics.images import ImageSet
 from metrics.statistics import Moments, Statistics, Tag
 
 CHUNK = 1024  # images in a chunk file
+MAX_PIXELS = 2**25  # of a batch: 32 images of 1024 x 1024, of which workers hold a few ahead
 Array = NDArray[np.float32]
 
 
@@ -171,7 +174,7 @@ def extract(
     files = {x: {rows: places[x] / f"chunk-{rows.start // CHUNK:06d}.npz" for rows in mine} for x in detectors}
     lacking = {chunk: {x: detectors[x] for x in detectors if not files[x][chunk].exists()} for chunk in mine}
     missing = [chunk for chunk in mine if lacking[chunk]]
-    batches = {chunk: [chunk[k : k + batch_size] for k in range(0, len(chunk), batch_size)] for chunk in missing}
+    batches = {chunk: list(_batches(chunk, batch_size, images.sizes)) for chunk in missing}
     decoded = images.batches([batch for parts in batches.values() for batch in parts], num_workers)
     hidden = distributed.rank() > 0 or None  # None: unless this is a terminal
     with tqdm(total=sum(map(len, missing)), unit="img", desc="features", disable=hidden) as bar:
@@ -185,6 +188,17 @@ def extract(
         name: FeatureSet(count, detector.dim, files[name], tags[name], images.labels, shared=True, keeper=keeper)
         for name, detector in detectors.items()
     }
+
+
+def _batches(chunk: range, most: int, sizes: Sequence[tuple[int, int]]) -> Iterator[range]:
+    """Batches of at most `most` images and, unless one image is larger, `MAX_PIXELS` in all."""
+    start, pixels = chunk.start, 0
+    for i in chunk:
+        pixels += math.prod(sizes[i])
+        if i > start and (i - start == most or pixels > MAX_PIXELS):
+            yield range(start, i)
+            start, pixels = i, math.prod(sizes[i])
+    yield range(start, chunk.stop)
 
 
 def detect(

@@ -99,6 +99,8 @@ class Finding(NamedTuple):
     """What a check of one sound image found; the digest is of its content."""
 
     sha256: bytes
+    #: Height and width.
+    size: tuple[int, int]
     lossy: bool = False
     alpha: bool = False
 
@@ -106,10 +108,11 @@ class Finding(NamedTuple):
 def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
     """Check an image. A PNG is believed by its checksums and the number of its bytes; others are decoded."""
     if isinstance(data, np.ndarray):
-        return Finding(hashlib.sha256(str(data.shape).encode() + data.tobytes()).digest(), alpha=data.shape[2] == 4)
+        sha256 = hashlib.sha256(str(data.shape).encode() + data.tobytes()).digest()
+        return Finding(sha256, data.shape[:2], alpha=data.shape[2] == 4)
     sha256, pixels = hashlib.sha256(data).digest(), _read_npy(data)
     if pixels is not None:
-        return Finding(sha256, alpha=pixels.shape[2:] == (4,))
+        return Finding(sha256, pixels.shape[:2], alpha=pixels.shape[2:] == (4,))
 
     def verified(image: PIL.Image.Image) -> Finding:
         alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
@@ -117,6 +120,6 @@ def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
         (image.verify if image.format == "PNG" else image.load)()
         if image.format == "PNG":
             _check_rows(data)
-        return Finding(sha256, lossy, alpha)
+        return Finding(sha256, image.size[::-1], lossy, alpha)
 
     return _with_pil(data, verified)

@@ -62,6 +62,11 @@ class ImageSet:
         return [_item_name(self._sources, item) for item in self._checked[0].tolist()]
 
     @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of every image."""
+        return [finding.size for finding in self._checked[1]]
+
+    @cached_property
     def digest(self) -> str:
         return hashlib.sha256(b"".join(finding.sha256 for finding in self._checked[1])).hexdigest()
 

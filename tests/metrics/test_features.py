@@ -38,6 +38,7 @@ class ImageList:
         rng = np.random.default_rng(0)
         self.pixels = [rng.integers(0, 256, (sizes[i % len(sizes)], 4, 3), dtype=np.uint8) for i in range(count)]
         self.names = [f"{i:05d}.png" for i in range(count)]
+        self.sizes = [image.shape[:2] for image in self.pixels]
         self.digest, self.fail_at = digest, fail_at
         self.labels: np.ndarray | None = np.arange(count) % 3
 
@@ -71,6 +72,17 @@ def test_images_of_equal_size_share_a_call_and_others_do_not() -> None:
     detector, images = MeanColour(), ImageList(6, sizes=(4, 5))
     detect([images.pixels], {"mean": detector})
     assert detector.calls == [(3, 3, 4, 4), (3, 3, 5, 4)]
+
+
+def test_a_batch_is_bounded_by_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "MAX_PIXELS", 3 * 4 * 4)
+    detector, images = MeanColour(), ImageList(12, sizes=(4, 4, 4, 4, 40, 4))
+    found = extract(images, {"mean": detector}, tmp_path, 64)["mean"]
+    np.testing.assert_allclose(found.gather(), images.expected(), rtol=1e-5)
+    assert [shape[:3] for shape in detector.calls] == [
+        *[(3, 3, 4), (1, 3, 4), (1, 3, 40), (3, 3, 4), (2, 3, 4)],  # ten images are a chunk
+        *[(1, 3, 40), (1, 3, 4)],
+    ]
 
 
 def test_kept_features_are_not_made_again(tmp_path: Path) -> None:
