@@ -42,18 +42,19 @@ def _check(text: str) -> None:
     total, sizes = 0, dict[str, int]()
     begun = list[tuple[str | None, int]]()  # collections: anchor, and the values before it
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        where = f"line {event.start_mark.line + 1}"
+        where = f"line {event.start_mark.line + 1 if event.start_mark else 1}"
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in (anchor for anchor, _ in begun):
-                raise InputError(f"{on_one_line(event.anchor, 80)} contains itself ({where})")
-            total += sizes.get(event.anchor, 1)
+                raise InputError(f"{on_one_line(str(event.anchor), 80)} contains itself ({where})")
+            total += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = begun.pop()
             sizes |= {anchor: total - before} if anchor else {}
         elif isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.CollectionStartEvent):
                 begun.append((event.anchor, total))
-            elif event.implicit[0] and len(event.value) > MAX_WORD:  # it might become a number
+            elif isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > MAX_WORD:
+                # it might become a number
                 raise InputError(f"a word of {len(event.value)} characters ({where}); write long texts in quotes")
             total += 1
         if total > MAX_VALUES or len(begun) > MAX_LEVELS:

@@ -33,6 +33,8 @@ class Machine:
     weights: str = ""
     #: Anything: nothing is downloaded.
     offline: str = ""
+    #: Anything: files whose digest is not known may come over plain http.
+    allow_http: str = ""
 
     def __post_init__(self) -> None:
         if self.workers and not self.workers.isdecimal():

@@ -60,10 +60,10 @@ def load(source: str | Path) -> Reference | None:
         if name not in REGISTRY:
             raise InputError(f"{name}: no such file, folder or registered reference ({', '.join(REGISTRY)})")
         folder, remedy = files.cache_root() / "references", f"give a path instead of {name}"
-        published = Source(f"{name}.pkl", folder / f"{name}.pkl", urls=[REGISTRY[name]], remedy=remedy)
+        published = Source(f"{name}.pkl", folder / f"{name}.pkl", urls=[REGISTRY[name]], remedy=remedy, check=read_edm2)
         (path,) = files.fetch([published], Downloads.cached(folder))
     if path.suffix == ".pkl":
-        return Reference(name, sha256_file(path), _read_edm2(path))
+        return Reference(name, sha256_file(path), read_edm2(path))
     if holds_features(path):
         return Reference(name, sha256_file(path), features=features.load(path))
     if any(key.rpartition("/")[2] in ("mu", "sigma") for key in _npz_keys(path)):
@@ -100,7 +100,7 @@ def _read_npz(path: Path) -> dict[str, Statistics]:
     return {str(stats.tags.get("detector", "inception")): stats}
 
 
-def _read_edm2(path: Path) -> dict[str, Statistics]:
+def read_edm2(path: Path) -> dict[str, Statistics]:
     content = load_pickle(path, NUMPY_GLOBALS)
     known = content if isinstance(content, dict) else {}
     found = {key: name for key, name in EDM2_DETECTORS.items() if isinstance(known.get(key), dict)}

@@ -161,9 +161,10 @@ def verify_command(strict: bool) -> None:
 @cli.command("fetch")
 @NAME
 @click.option("--offline", is_flag=True, help="Download nothing; say what is missing and where to put it.")
-def fetch_command(name: str | None, offline: bool) -> None:
+@click.option("--allow-http", is_flag=True, help="Take files whose digest is not known over plain http too.")
+def fetch_command(name: str | None, offline: bool, allow_http: bool) -> None:
     """Fetch the published files of study NAME (default: the active one) ahead of its stages."""
-    for folder in everything(studies.named(name), offline):
+    for folder in everything(studies.named(name), offline, allow_http):
         click.echo(str(folder))
 
 

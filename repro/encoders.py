@@ -7,15 +7,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metrics.files import cache_root, explained
+from metrics.files import InputError, cache_root, explained, on_one_line
 from metrics.precision import tf32
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+#: Revisions of the VAEs that may be fetched from Hugging Face; `fetch.lock` has the digests of their files.
+VAE_REVISIONS = {"stabilityai/sd-vae-ft-mse": "31f26fdeee1355a5c34592e401dd41e45d25a493"}
 
 
 def vae_folder(name: str) -> Path:
     """Where the files of a VAE are: `name` itself if it is a folder, else its place in the cache of downloads."""
     return Path(name) if Path(name).is_dir() else cache_root() / "vae" / name.replace("/", "--")
+
+
+def vae_revision(name: str) -> str:
+    """The revision of a VAE; InputError for one that is not known here, since network files name what they like."""
+    if name not in VAE_REVISIONS:
+        known = " or ".join(VAE_REVISIONS)
+        raise InputError(f"the VAE '{on_one_line(name, 80)}' is not fetched, only {known}; name a folder that holds it")
+    return VAE_REVISIONS[name]
 
 
 class RGBEncoder:
@@ -102,9 +112,10 @@ class StabilityVAEEncoder:
             with explained("the VAE needs diffusers", "pip install 'autoguidance-repro[vae]'", (ImportError,)):
                 from diffusers import AutoencoderKL
             folder = vae_folder(self.vae_name)
-            place = str(folder) if folder.is_dir() else self.vae_name
+            options = {} if folder.is_dir() else {"revision": vae_revision(self.vae_name)}
+            place = folder if folder.is_dir() else self.vae_name
             with explained(f"cannot load the VAE '{self.vae_name}'", errors=(OSError,)):
-                vae = AutoencoderKL.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
+                vae = AutoencoderKL.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False, **options)
             self._vae = vae.eval().requires_grad_(False)
         return self._vae.to(device)
 

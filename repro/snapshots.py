@@ -87,7 +87,7 @@ def load(path: str | Path) -> Snapshot:
     if not path.is_file():
         raise InputError(f"{path}: no such network file")
     if path.suffix == ".pkl":
-        return _load_published(path)
+        return load_published(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: expected a .safetensors or .pkl file")
     metadata = read_metadata(path)
@@ -162,7 +162,7 @@ def _persistent_object(meta: Any) -> _Object:
     return _Object(str(meta.get("class_name")), meta["state"])
 
 
-def _load_published(path: Path) -> Snapshot:
+def load_published(path: Path) -> Snapshot:
     allowed: dict[tuple[str, str], Any] = NUMPY_GLOBALS | {
         ("dnnlib.util", "EasyDict"): dict,
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,

@@ -91,7 +91,8 @@ def find(detector: str, given: str | Path | None = None, offline: bool | None = 
         raise InputError(f"{given}: no weights of '{detector}' there; expected {names} or a path to such a file")
     path = locate(detector) or cache_folder() / WEIGHTS[detector][0].filename
     weights = next(weights for weights in WEIGHTS[detector] if weights.filename == path.name)
-    source = Source(path.name, path, weights.sha256, weights.urls, "name a folder that has it in REPRO_WEIGHTS")
+    remedy = "name a folder that has it in REPRO_WEIGHTS"
+    source = Source(path.name, path, weights.sha256, weights.urls, remedy, load_state_dict)
     return fetch([source], Downloads.cached(cache_folder(), offline))[0]
 
 

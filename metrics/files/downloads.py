@@ -47,6 +47,8 @@ class Downloads:
     lock: Path = Path(LOCK)
     #: Use what is there; a missing file is an error that says where to put it.
     offline: bool = False
+    #: Take files whose digest is not known over plain http too.
+    allow_http: bool = False
 
     @classmethod
     def cached(cls, folder: Path, offline: bool | None = None) -> "Downloads":
@@ -114,19 +116,35 @@ def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: An
     if not source.path.exists():
         with folder_lock(source.path):
             if not source.path.exists():  # another process may have fetched it in the meantime
-                transfer = Transfer(source, expected, bar.update, stop)
+                insecure = downloads.allow_http or bool(machine().allow_http)
+                transfer = Transfer(source, expected, bar.update, stop, _origin(source, downloads.lock), insecure)
                 found = transfer.run(downloads.addresses(source))
                 if expected is None:
+                    try:
+                        source.check(transfer.part)
+                    except InputError as err:
+                        transfer.discard()
+                        raise InputError(f"{source.name} is not what it should be, and is removed: {err}") from err
                     _record(source.name, found, downloads.lock)
                 os.replace(transfer.part, source.path)
                 transfer.note.unlink(missing_ok=True)
                 return
     found = sha256_file(source.path)
     if expected is None:
+        source.check(source.path)
         _record(source.name, found, downloads.lock)
     elif found != expected:
-        origin = "" if source.sha256 else f", as recorded in {downloads.lock}"
+        origin = _origin(source, downloads.lock)
         raise InputError(f"{source.path}: sha256 is {found}, expected {expected}{origin}; delete it to fetch it again")
+
+
+def _origin(source: Source, lock: Path) -> str:
+    """End of a message: which line of the lock file says what is expected, and when that may go."""
+    if source.sha256 or not lock.exists():
+        return ""
+    lines = enumerate(lock.read_text(encoding="utf-8").splitlines(), 1)
+    number = next((number for number, line in lines if json.dumps(source.name, ensure_ascii=False) in line), 1)
+    return f", as recorded in {lock}, line {number} (remove that only if its publisher has changed it)"
 
 
 def _check_space(missing: Sequence[Source], downloads: Downloads, pool: ThreadPoolExecutor) -> int:
@@ -155,5 +173,5 @@ def _record(name: str, digest: str, lock: Path) -> None:
     with _recording, folder_lock(lock):
         digests = read_lock(lock)
         if digests.setdefault(name, digest) != digest:
-            raise InputError(f"{name}: sha256 is {digest}, but {lock} records {digests[name]}")
+            raise InputError(f"{name}: sha256 is {digest}, but {lock} records {digests[name]}; fetch it again")
         write_json(lock, dict(sorted(digests.items())))

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ CHUNK = 2**18
 CHECKPOINT = 16 * 2**20  # bytes between two notes of how much is sound
 MAX_BYTES = 64 * 2**30  # no published file comes near
 MAX_WAIT = 60.0  # seconds between two attempts
+LEAST_RATE, WINDOW = 1024, 60.0  # bytes a second, over so many seconds
+MAX_SECONDS = 24 * 3600.0  # for a file as a whole
+PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class _FailedError(Exception):
@@ -57,6 +62,8 @@ class Source:
     urls: Sequence[str] = ()
     #: What else helps where it cannot be had.
     remedy: str = ""
+    #: Raises InputError where a file is not what it should be; asked before a digest is recorded.
+    check: Callable[[Path], object] = lambda path: None
 
     @property
     def place(self) -> str:
@@ -73,12 +80,22 @@ def need_space(folder: Path, size: int) -> None:
 
 
 class Transfer:
-    """A file under way, with digest `expected` where that is known; `advance` is told of bytes, `stop` interrupts."""
+    """A file under way, with digest `expected` where that is known, and `origin`, who says so.
+
+    `advance` is told of bytes, `stop` interrupts; with `allow_http` plain http will do where no digest is known.
+    """
 
     def __init__(
-        self, source: Source, expected: str | None, advance: Callable[[int], object], stop: threading.Event
+        self,
+        source: Source,
+        expected: str | None,
+        advance: Callable[[int], object],
+        stop: threading.Event,
+        origin: str = "",
+        allow_http: bool = False,
     ) -> None:
         self.source, self.expected, self.advance, self.stop = source, expected, advance, stop
+        self.origin, self.allow_http, self.deadline = origin, allow_http, time.monotonic() + MAX_SECONDS
         self.part, self.note = Path(f"{source.path}.part"), Path(f"{source.path}.part.json")
 
     def run(self, urls: Sequence[str]) -> str:
@@ -91,18 +108,19 @@ class Transfer:
             try:
                 found = self._persist(url)
                 if self.expected not in (None, found) and self.resumed:  # its beginning may have been bad
-                    self._discard()
+                    self.discard()
                     found = self._persist(url)
                 if self.expected in (None, found):
                     return found
-                self._discard()
-                answers.append(f"{url}: sha256 is {found}, expected {self.expected}")
+                self.discard()
+                answers.append(f"{url}: sha256 is {found}, expected {self.expected}{self.origin}")
             except _FailedError as err:
                 answers.append(f"{url}: {err}")
         remedy = f"mend that or put it at {self.source.place}"
         raise InputError(f"cannot fetch {self.source.path.name}: {'; '.join(answers)}; {remedy}")
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove what is here."""
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
@@ -114,12 +132,20 @@ class Transfer:
             start = self.length
             try:
                 self._ask(url)
+                self._refuse_page()
                 return str(self.sha256.hexdigest())
             except _TransientError as err:
                 failures = 0 if self.length >= start + CHUNK else failures + 1
                 if failures >= ATTEMPTS:
                     raise _FailedError(f"{err}, {failures} times") from err
                 self.stop.wait(min(BACKOFF * 2.0 ** (failures - 1) if err.wait is None else err.wait, MAX_WAIT))
+
+    def _refuse_page(self) -> None:
+        with open(self.part, "rb") as file:
+            is_page = PAGE.match(file.read(4096))
+        if is_page:
+            self.discard()
+            raise _FailedError("sent a web page instead of the file, such as a network's login page; it is removed")
 
     def _take_up(self, url: str) -> None:
         """What an earlier attempt at the same address left, if its digest still holds; else nothing."""
@@ -143,10 +169,12 @@ class Transfer:
         if self.length and self.length == self.total:
             return
         with _open(url, self.length, self.validator) as answer:
+            if answer.plain and self.expected is None and not self.allow_http:
+                raise _FailedError("is plain http, and no digest is known; use https, or allow it with --allow-http")
             if answer.start == 0:
                 self._restart(answer.total, answer.validator)
             elif (answer.start, answer.total, answer.validator) != (self.length, self.total, self.validator):
-                self._discard()
+                self.discard()
                 raise _TransientError("answered with another range or version than asked for")
             if answer.total is None and self.expected is None:
                 raise _FailedError("does not say how long the file is, and no digest is known")
@@ -160,6 +188,7 @@ class Transfer:
             raise _TransientError(f"connection closed after {self.length} of {self.total} bytes")
 
     def _receive(self, chunks: Iterable[bytes], limit: int, url: str) -> None:
+        before, since = self.length, time.monotonic()
         try:
             with open(self.part, "ab" if self.length else "wb") as file:
                 for chunk in chunks:
@@ -171,6 +200,12 @@ class Transfer:
                     self.sha256.update(chunk)
                     self.length += len(chunk)
                     self.advance(len(chunk))
+                    if (now := time.monotonic()) > self.deadline:
+                        raise _FailedError(f"has sent {self.length} bytes in {MAX_SECONDS / 3600:.0f} hours")
+                    if now - since > WINDOW:
+                        if self.length - before < LEAST_RATE * (now - since):
+                            raise _TransientError(f"sends less than {LEAST_RATE} bytes a second")
+                        before, since = self.length, now
                     if self.length % CHECKPOINT < len(chunk):
                         file.flush()
                         self._write_note(url)
@@ -192,12 +227,15 @@ class _Answer(NamedTuple):
     start: int
     total: int | None
     validator: str | None
+    #: Whether any part of the way was plain http to another machine.
+    plain: bool = False
 
 
 @contextmanager
 def _open(url: str, start: int = 0, validator: str | None = None, method: str = "GET") -> Iterator[_Answer]:
     """Open an address, at `start` if it still has the version that `validator` names, else at 0."""
     import requests
+    import urllib3
 
     if urlsplit(url).scheme == "file":
         yield from _open_file(url, start, validator)
@@ -206,10 +244,10 @@ def _open(url: str, start: int = 0, validator: str | None = None, method: str = 
     headers = {"Accept-Encoding": "identity", "User-Agent": "autoguidance-repro"} | rest
     try:
         with requests.Session() as session:
-            session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")  # no proxy in between
+            session.trust_env = urlsplit(url).hostname not in LOOPBACK  # no proxy in between
             with session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT) as response:
                 yield _interpret(response)
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as err:
+    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as err:
         raise _TransientError(f"connection failed ({one_line(err)[:120]})") from err
     except requests.RequestException as err:
         raise _FailedError(one_line(err)) from err
@@ -233,7 +271,10 @@ def _interpret(response: Any) -> _Answer:
         start, total = int(found[1]), int(found[2])
     tag = headers.get("ETag", "")
     validator = tag if tag.startswith('"') else headers.get("Last-Modified")  # weak tags do not vouch for bytes
-    return _Answer(response.iter_content(CHUNK), start, total, validator)
+    way = [urlsplit(each.url) for each in (*response.history, response)]
+    plain = any(place.scheme == "http" and place.hostname not in LOOPBACK for place in way)
+    pieces = iter(partial(response.raw.read1, CHUNK), b"")  # as they come, so that a slow server is noticed
+    return _Answer(pieces, start, total, validator, plain)
 
 
 def _open_file(url: str, start: int, validator: str | None) -> Iterator[_Answer]:

@@ -29,7 +29,7 @@ class PublishedReference(Kind):
 
     def prepare(self, folder: Path, downloads: Downloads) -> str:
         """Fetch the file; the digest is its sha256."""
-        return sha256_file(*fetch([Source(self.statistics, self._file(folder))], downloads))
+        return sha256_file(*fetch([Source(self.statistics, self._file(folder), check=references.read_edm2)], downloads))
 
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
         """Convert statistics; that the weights of a detector are missing shows now, not after hours of sampling."""

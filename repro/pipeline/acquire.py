@@ -12,15 +12,15 @@ from metrics.detectors import weights
 from metrics.files import Downloads, InputError, Source, fetch, fetch_each, folder_lock, link_or_copy, read_lock
 from metrics.machine import machine
 from repro import snapshots
-from repro.encoders import VAE_FILES, vae_folder
+from repro.encoders import VAE_FILES, vae_folder, vae_revision
 from repro.study import OUT, Networks, Study
 
 SUFFIX = ".safetensors"
 
 
-def downloads(study: Study, offline: bool = False) -> Downloads:
-    """How a study's files are fetched; `offline`: whatever the machine's setting."""
-    return Downloads(bases=study.sources, offline=offline or bool(machine().offline))
+def downloads(study: Study, offline: bool = False, allow_http: bool = False) -> Downloads:
+    """How a study's files are fetched; `offline`, `allow_http`: whatever the machine's settings."""
+    return Downloads(study.sources, offline=offline or bool(machine().offline), allow_http=allow_http)
 
 
 def borrow(target: Path, is_same: Callable[[Path], bool], root: Path = OUT) -> bool:
@@ -57,10 +57,9 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads) ->
     clear(folder, SUFFIX, paths)
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in paths} - {""}:
         if not Path(name).is_dir():
-            fetch(
-                [Source(f"{name}/resolve/main/{file}", vae_folder(name) / file) for file in VAE_FILES],
-                replace(settings, bases=study.hub),
-            )
+            place = f"{name}/resolve/{vae_revision(name)}"
+            files = [Source(f"{place}/{file}", vae_folder(name) / file) for file in VAE_FILES]
+            fetch(files, replace(settings, bases=study.hub))
     return paths
 
 
@@ -82,7 +81,7 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root
                 found = snapshots.read_metadata(target).get("source_sha256")
                 raise InputError(f"{target}: made from a file with sha256 {found}, expected {recorded}; delete it")
         elif not (root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)):
-            wanted.append(Source(name, target.with_suffix(".pkl")))
+            wanted.append(Source(name, target.with_suffix(".pkl"), check=snapshots.load_published))
     with closing(fetch_each(wanted, settings)) as fetched:
         for source in fetched:
             snapshots.save(snapshots.load(source.path), targets[source.name])
@@ -94,12 +93,12 @@ def _is_made_from(path: Path, digest: str) -> bool:
     return bool(snapshots.read_metadata(path).get("source_sha256") == digest)
 
 
-def everything(study: Study, offline: bool = False) -> list[Path]:
+def everything(study: Study, offline: bool = False, allow_http: bool = False) -> list[Path]:
     """Fetch all that the stages of `study` will, for machines without a network; returns the folders.
 
-    `offline`: download nothing, but say what is missing and where to put it.
+    `offline`: download nothing, but say what is missing and where to put it. `allow_http`: at first use too.
     """
-    settings = downloads(study, offline)
+    settings = downloads(study, offline, allow_http)
     work: dict[Path, Callable[[Path, Downloads], object]] = {
         **{study.out / "networks" / key: partial(networks, study, item) for key, item in study.networks.items()},
         **{study.out / "data" / key: data.made.prepare for key, data in study.datasets.items()},

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro.encoders import VAE_FILES, RGBEncoder, StabilityVAEEncoder
+from repro.encoders import VAE_FILES, VAE_REVISIONS, RGBEncoder, StabilityVAEEncoder
 from repro.networks import Precond
 from repro.snapshots import Snapshot, parse_name
 from repro.study import Study
@@ -89,4 +89,4 @@ def vae(folder: Path) -> dict[str, bytes]:
     with torch.no_grad():  # around mid-grey, so that little is clipped
         model.decoder.conv_out.bias.fill_(0.5)
     model.save_pretrained(folder, safe_serialization=True)
-    return {f"{HUB}/{VAE}/resolve/main/{name}": (folder / name).read_bytes() for name in VAE_FILES}
+    return {f"{HUB}/{VAE}/resolve/{VAE_REVISIONS[VAE]}/{name}": (folder / name).read_bytes() for name in VAE_FILES}

@@ -1,6 +1,7 @@
 """Where weights come from: order of places, digests pinned and recorded, downloads."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from metrics.detectors.weights import Weights, digest, ensure, find, locate
 from metrics.files import InputError
 from tests.rehearsal.server import Server
 
-CONTENT = bytes(range(256)) * 5000
+_stream = io.BytesIO()
+torch.save({"weight": torch.arange(1000.0)}, _stream)
+CONTENT = _stream.getvalue()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -66,7 +69,8 @@ def test_a_kept_file_that_changed_is_refused(
     path = find("test")
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(
-        InputError, match=rf"{path}: sha256 .*{SHA256}{'' if sha256 else ', as recorded in .*fetch.lock'}; delete"
+        InputError,
+        match=rf"{path}: sha256 .*{SHA256}{'' if sha256 else ', as recorded in .*fetch.lock, line 2 .*'}; delete",
     ):
         find("test")
 
