@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from metrics.errors import InputError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_held = set[tuple[str, int]]()  # folders that are locked, and the threads that did it
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -74,9 +76,13 @@ def _is_alive(pid: int) -> bool:
 def folder_lock(folder: str | Path, wait: bool = True) -> Iterator[None]:
     """Hold `folder` against other processes through an OS lock on `<folder>.lock`, released even by kill -9.
 
-    Where another process holds it and `wait` is False, an InputError says who.
+    Where another process holds it and `wait` is False, an InputError says who; and always where this very thread does,
+    which would wait for itself.
     """
     folder = Path(folder)
+    key = (os.path.realpath(folder), threading.get_ident())
+    if key in _held:
+        raise InputError(f"{folder} is in use by this very command; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(f"{folder}.lock"), Path(f"{folder}.holder")
     try:
@@ -90,9 +96,11 @@ def folder_lock(folder: str | Path, wait: bool = True) -> Iterator[None]:
         print(f"waiting for {folder}, in use by {who}", file=sys.stderr, flush=True)
         lock.acquire()
     try:
+        _held.add(key)
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
         yield
     finally:
+        _held.discard(key)
         holder.unlink(missing_ok=True)
         lock.release()
 

@@ -19,6 +19,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_lock_held_by_oneself_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
+    with (
+        folder_lock(tmp_path / "out"),
+        pytest.raises(InputError, match="in use by this very command"),
+        folder_lock(tmp_path / "x" / ".." / "out"),
+    ):
+        raise AssertionError
+    with folder_lock(tmp_path / "out"), folder_lock(tmp_path / "other"):
+        pass
+
+
 HOLD = """
 import sys, time
 from metrics.files import folder_lock
