@@ -1,6 +1,8 @@
 """The report of a study, written from its measures, shown as plain text, and published in results/ and the README."""
 
+import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from metrics.files import InputError, write_csv, write_json, write_text
@@ -11,6 +13,8 @@ from repro.study import Study
 from repro.verdicts import measures, published
 
 RESULTS, README = Path("results"), Path("README.md")
+LISTING = "files.json"  # in a folder: the names of what we wrote there
+PUBLISHED = (".csv", ".md", ".png")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README_FIGURES = ("toy-figure1", "digits-samples", "sensitivity-guidance")
 CAPTIONS = {
@@ -38,8 +42,7 @@ def report(study: Study) -> Path:
     summary = measures.summarise(study, found)
     cells, tested = published.judge(study, found), published.all_claims(study, found, summary)
     previews = gallery.read_previews(study)
-    if folder.exists():
-        shutil.rmtree(folder)
+    others = _clear(folder)
     curves, measured = measures.curves(summary), summary.drop(columns=["axis", "axis_value"])
     write_json(study.out / "metrics.json", measures.dvc_metrics(summary))
     write_csv(study.out / "sensitivity.csv", curves.dropna(subset=["mean"]).drop(columns="reason"))
@@ -56,7 +59,22 @@ def report(study: Study) -> Path:
             tables.write(table, rows[table.name], folder)
     drawn = gallery.draw_figures(study, folder, summary, previews)
     write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
+    _list(folder, others)
     return folder
+
+
+def _clear(folder: Path) -> set[str]:
+    """Remove what we wrote into a folder, by the list that we left there, and nothing else; the names of the rest."""
+    with suppress(OSError, ValueError, TypeError):
+        for name in json.loads((folder / LISTING).read_text(encoding="utf-8")):
+            if isinstance(name, str) and Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+    return {path.name for path in folder.iterdir()} - {LISTING} if folder.is_dir() else set()
+
+
+def _list(folder: Path, others: set[str]) -> None:
+    """Leave the list of what we wrote into a folder, besides `others` that were there."""
+    write_json(folder / LISTING, sorted({path.name for path in folder.iterdir()} - others - {LISTING}))
 
 
 def study_tables(study: Study) -> list[Table]:
@@ -106,12 +124,13 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
     """
     folder, target = _written(study), results / study.study
     before, after = split_readme(readme) if study.study == "default" else ("", "")
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(
-        folder, target, ignore=shutil.ignore_patterns("*.html", "*.svg", "*.tex"), copy_function=shutil.copyfile
-    )
+    others = _clear(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix in PUBLISHED:
+            shutil.copyfile(path, target / path.name)
     write_csv(target / MEASURES, measures.read(study))
+    _list(target, others - {path.name for path in folder.iterdir()} - {MEASURES})
     if study.study == "default":
         write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
     return target

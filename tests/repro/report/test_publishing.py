@@ -1,5 +1,6 @@
 """Reports as text, and published."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 import repro.study as studies
 from metrics.files import InputError
-from repro.report import publish, summary
-from repro.report.write import BEGIN, END, readme_block
+from repro.report import publish, report, summary
+from repro.report.write import BEGIN, END, LISTING, readme_block
 from repro.study import schema
 from tests.repro.fabricated import ORIGIN
 
@@ -34,7 +35,7 @@ def test_publishing_copies_the_views_and_fills_the_readme(default, tmp_path):
     readme.write_text(f"# Title\n\n{BEGIN}\nformer table\n{END}\n\nTail.\n")
     target = publish(default, tmp_path / "results", readme)
     assert target == tmp_path / "results" / "default"
-    assert {path.suffix for path in target.iterdir()} == {".csv", ".md", ".png"}
+    assert {path.suffix for path in target.iterdir()} == {".csv", ".json", ".md", ".png"}
     assert (target / "digits.csv").read_bytes() == (default.out / "report" / "digits.csv").read_bytes()
     text = readme.read_text()
     assert text.startswith("# Title\n\n")
@@ -54,6 +55,26 @@ def test_a_readme_without_a_place_for_results_is_left_alone(default, tmp_path, t
     with pytest.raises(InputError, match="expected one line"):
         publish(default, tmp_path / "results", readme)
     assert readme.read_text() == text
+
+
+def test_only_what_a_list_of_ours_names_is_removed(default, tmp_path):
+    readme, target = tmp_path / "README.md", tmp_path / "results" / "default"
+    readme.write_text(f"{BEGIN}\n{END}")
+    target.mkdir(parents=True)
+    (target / "notes.txt").write_text("of the user")
+    publish(default, tmp_path / "results", readme)
+    written = {path.name for path in target.iterdir()} - {"notes.txt", LISTING}
+    assert set(json.loads((target / LISTING).read_text())) == written
+    (tmp_path / "precious.csv").write_text("1")
+    (target / "old.csv").write_text("of an earlier report")
+    names = [*written, "old.csv", "../../precious.csv", str(tmp_path / "precious.csv"), 3]
+    (target / LISTING).write_text(json.dumps(names))
+    publish(default, tmp_path / "results", readme)
+    assert {path.name for path in target.iterdir()} == written | {"notes.txt", LISTING}
+    assert (tmp_path / "precious.csv").exists()
+    (default.out / "report" / "notes.txt").write_text("of the user")
+    report(default)
+    assert (default.out / "report" / "notes.txt").exists()
 
 
 def test_the_committed_readme_is_in_step_with_the_committed_results():
