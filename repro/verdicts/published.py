@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 import pandas as pd
 
-from metrics.files import write_csv
+from metrics.files import InputError, write_csv
 from metrics.names import named, space
 from repro.study import Claim, Study, parse_seeds
 from repro.verdicts import claims, measures
@@ -146,11 +146,15 @@ def all_claims(study: Study, found: pd.DataFrame, summary: pd.DataFrame) -> pd.D
 
 
 def verify(study: Study, echo: Callable[[str], None] = print) -> int:
-    """Judge everything measured; writes out/STUDY/published.csv and verdicts.csv. Raises InputError for a broken file.
+    """Judge everything measured; writes out/STUDY/published.csv and verdicts.csv.
+
+    Raises InputError for a broken file, and where nothing is measured yet.
 
     Returns the exit code: 1 if a comparable value is off or a claim that was tested does not hold, else 0.
     """
     found = measures.read(study)
+    if not len(found):
+        raise InputError(f"{study.out / 'results'}: nothing is measured yet, so nothing can be judged; run `dvc repro`")
     cells, tested = judge(study, found), all_claims(study, found, measures.summarise(study, found))
     write_csv(study.out / "published.csv", cells)
     write_csv(study.out / "verdicts.csv", tested)

@@ -236,6 +236,13 @@ def test_the_exit_code_says_whether_a_value_is_off(
     assert (study.out / "verdicts.csv").exists()
 
 
+def test_nothing_measured_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"results: nothing is measured yet"):
+        published.verify(load("imagenet512"), print)
+    assert list(tmp_path.iterdir()) == []
+
+
 def full_scale_cells() -> list[tuple[str, str]]:
     return [(name, key) for name in STUDIES for key in load(name).published]
 
