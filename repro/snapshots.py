@@ -28,6 +28,7 @@ ARRAYS = (np.ndarray, np.generic)
 # Largest values of the construction arguments that decide how much is built.
 BOUNDS = {"img_resolution": 4096, "img_channels": 64, "label_dim": 1_000_000}
 BOUNDS |= {"model_channels": 8192, "num_blocks": 64, "logvar_channels": 65_536}
+FRACTIONS = ("label_balance", "concat_balance", "res_balance", "attn_balance", "dropout")
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,12 @@ def _check_init_kwargs(path: Path, init_kwargs: Any) -> None:
         if key in BOUNDS and not (whole and 0 <= value <= BOUNDS[key]):
             raise InputError(f"{path}: {key} is {_brief(value)}, expected an integer of at most {BOUNDS[key]}")
         numbers = value if isinstance(value, list | tuple) else [value]
-        if len(numbers) > 16 or not all(n is None or isinstance(n, int | float) for n in numbers):
-            raise InputError(f"{path}: {key} is {_brief(value)}, expected a number or a list of at most 16")
+        if len(numbers) > 16 or not all(n is None or (isinstance(n, int | float) and abs(n) < 2**53) for n in numbers):
+            raise InputError(f"{path}: {key} is {_brief(value)}, expected a finite number or a list of at most 16")
+        if key in FRACTIONS and not (value is not None and 0 <= value <= 1):
+            raise InputError(f"{path}: {key} is {_brief(value)}, expected a number from 0 to 1")
+        if key == "sigma_data" and not (value is not None and value > 0):
+            raise InputError(f"{path}: sigma_data is {_brief(value)}, expected a number above 0")
 
 
 def _brief(value: Any) -> str:
