@@ -25,7 +25,7 @@ test: install
 	$(RUN) python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: install
-	$(RUN) python -m pytest -m slow $(PYTEST_ARGS)
+	$(RUN) python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 rehearsal: install
 	$(RUN) python -m tests.rehearsal
