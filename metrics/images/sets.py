@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -217,6 +219,7 @@ def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: 
         num_workers=min(workers, len(shares)) if len(shares) > 1 else 0,
         collate_fn=list,
         generator=torch.Generator(),  # leaves the global one alone, which a training loop may depend on
+        worker_init_fn=_end_with_parent,
     )
     try:
         yield from loader
@@ -224,6 +227,18 @@ def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: 
         if "DataLoader worker" not in str(err):
             raise
         raise InputError("a decoding process was killed, perhaps for want of memory; use fewer --workers") from err
+
+
+def _end_with_parent(_: int) -> None:
+    """Let a worker end when its parent was killed; one that waits to be read would live on."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _workers(spare: int = 0) -> int:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,37 @@ def test_an_image_that_changes_after_the_check_is_named(tmp_path: Path) -> None:
     (tmp_path / "1/3.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"1/3\.png is empty; its file is broken or has changed"):
         decoded(found)
+
+
+ORPHANS = """
+import multiprocessing, os, sys
+from metrics.images import open_images
+batches = open_images(sys.argv[1]).batches([[0]] * 3000, num_workers=2)
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").write_bytes(encoded(np.zeros((1024, 1024, 3), np.uint8)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    with open(tmp_path / "out", "w") as out:  # a pipe would be held open by what lives on
+        subprocess.run([sys.executable, "-c", ORPHANS, str(tmp_path / "images")], stdout=out, env=environment)
+    workers = (tmp_path / "out").read_text().split()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(lives(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers live on"
+        time.sleep(0.1)
+
+
+def lives(pid: str) -> bool:
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_killed_decoder_is_an_error_for_people(tmp_path: Path) -> None:
