@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,17 @@ def _unused(target: str | Path) -> Path:
     target = Path(target)
     if target.suffix != ".zip":
         raise InputError(f"{target}: expected a name that ends in .zip")
-    if target.exists():
+    if target.exists() and _facts_of(target) is None:
         raise InputError(f"{target}: is there already; remove it or choose another name")
     return target
+
+
+def _facts_of(target: Path) -> Any:
+    """What a zip of ours was made from; None where there is no such zip."""
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(target) as archive:
+        if archive.getinfo(PREPARATION).file_size < 2**20:
+            return json.loads(archive.read(PREPARATION))
+    return None
 
 
 def _write(
@@ -255,11 +264,16 @@ def _write(
     encoded: Callable[[range], Iterable[bytes]],
     bytes_per_item: float,
 ) -> Path:
-    """Make the entries `names` in parts, then join them; finished parts of an interrupted run are taken over."""
+    """Make the entries `names` in parts, then join them; what an interrupted run has finished is taken over."""
     parts = target.with_name(f"{target.name}.parts")
     size = tqdm.format_sizeof(len(names) * bytes_per_item, "B")
     print(f"{target}: {len(names):,} images, about {size}, twice that until the parts are joined")
     with folder_lock(target):
+        if target.exists():
+            if _facts_of(target) != facts:
+                raise InputError(f"{target}: is there already, made from something else; remove it or name another")
+            shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed at its very end
+            return target
         begun = json.loads((parts / PREPARATION).read_text()) if (parts / PREPARATION).exists() else facts
         for key, value in facts.items():
             if (was := begun.get(key)) != value:

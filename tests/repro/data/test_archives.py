@@ -151,10 +151,16 @@ def test_skipped_images_are_listed_and_the_others_keep_their_labels(tree: Path, 
 
 def test_an_existing_archive_is_never_overwritten(tree: Path, tmp_path: Path) -> None:
     path = archives.convert(tree, tmp_path / "a.zip", SIZE, num_workers=0)
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="is there already"):
-        archives.convert(tree, path, SIZE)
-    assert path.read_bytes() == before
+    before, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    archives.convert(tree, path, SIZE, num_workers=0)  # what is there is what is asked for
+    with pytest.raises(InputError, match="is there already, made from something else"):
+        archives.convert(tree, path, 2 * SIZE, num_workers=0)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, stamp)
+    other = tmp_path / "other.zip"
+    other.write_bytes(b"of the user")
+    with pytest.raises(InputError, match="is there already; remove it"):
+        archives.convert(tree, other, SIZE)
+    assert other.read_bytes() == b"of the user"
 
 
 def test_a_killed_conversion_goes_on_where_it_stopped(
