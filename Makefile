@@ -1,6 +1,7 @@
 # make repro   set up .venv, run the default study, print its tables
 # make test    the same set-up, then the tests, side by side on the cores there are; PYTEST_ARGS goes to pytest
 # make test-slow   the tests that take longest: kills, resumption, whole studies
+# make torture   every long command ended many times by kill -9 and SIGTERM, which must lose and leave nothing
 # make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where all wheels come from, for example
@@ -14,7 +15,7 @@ STAMP  := $(VENV)/.installed
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test test-slow rehearsal lint bench install
+.PHONY: repro test test-slow torture rehearsal lint bench install
 .NOTPARALLEL:
 
 repro: install
@@ -26,6 +27,9 @@ test: install
 
 test-slow: install
 	$(RUN) python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+torture: install
+	$(RUN) python -m tests.torture
 
 rehearsal: install
 	$(RUN) python -m tests.rehearsal

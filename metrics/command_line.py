@@ -4,9 +4,12 @@ import itertools
 import os
 import signal
 import stat
+import sys
+import threading
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +25,7 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
     SIGTERM ends work in the same orderly way as Ctrl-C, so that temporary files and child processes go.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _again
     try:
         cli.main(arguments, program, standalone_mode=False)
         return 0
@@ -37,6 +41,16 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
         code, said = 70, f"unexpected {type(err).__name__} ({err}); please report it, with what REPRO_DEBUG=1 shows"
     click.echo(f"{program}: error: {on_one_line(said)}", err=True)
     return code
+
+
+def _again(lost: Any) -> None:
+    """Send a signal again that Python has dropped because it came while an object was being finalised."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def check_outputs(outputs: Iterable[Path | None], inputs: Sequence[str], force: bool, text: bool = True) -> None:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -231,11 +231,11 @@ def _in_parallel(reader: _Reader, shares: Sequence[NDArray[np.int64]], workers: 
 
 def _end_with_parent(_: int) -> None:
     """Let a worker end when its parent was killed; one that waits to be read would live on."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

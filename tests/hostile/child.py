@@ -35,10 +35,8 @@ class Outcome:
 
 def run(program: str, arguments: Sequence[str], folder: Path, stdin: str = os.devnull) -> Outcome:
     """Run `program` (metrics or repro) in `folder`."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the fork server, once
     with tempfile.TemporaryDirectory() as place:
-        process = CONTEXT.Process(target=_main, args=(program, list(arguments), str(folder), place, stdin))
-        process.start()
+        process = start(program, arguments, folder, place, stdin)
         process.join(SECONDS)
         code = process.exitcode
         if code is None:
@@ -49,14 +47,27 @@ def run(program: str, arguments: Sequence[str], folder: Path, stdin: str = os.de
         return Outcome(code, out, err, int(usage.read_text()) if usage.exists() else 0)
 
 
-def _main(program: str, arguments: list[str], folder: str, place: str, stdin: str) -> None:
+def start(
+    program: str, arguments: Sequence[str], folder: Path, place: str, stdin: str = os.devnull, bounded: bool = True
+) -> multiprocessing.process.BaseProcess:
+    """Begin to run `program` in `folder`; `place` receives what it says, and what it took. `bounded` limits memory."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the fork server, once
+    process = CONTEXT.Process(target=_main, args=(program, list(arguments), str(folder), place, stdin, bounded))
+    process.start()
+    return process
+
+
+def _main(program: str, arguments: list[str], folder: str, place: str, stdin: str, bounded: bool) -> None:
     os.setsid()
     os.chdir(folder)
+    os.environ["TMPDIR"] = place
+    multiprocessing.set_start_method("fork", force=True)  # of its own children, as where a shell starts it
     for number, name in enumerate((stdin, f"{place}/out", f"{place}/err")):
         os.dup2(os.open(name, (os.O_WRONLY | os.O_CREAT) if number else os.O_RDONLY), number)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limit = _status("VmSize") + ADDRESS_SPACE
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if bounded:
+        limit = _status("VmSize") + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     idle = _status("VmHWM")  # of a process just forked: what it has now
     sys.argv = [program, *arguments]
     code: int | str | None = 1
