@@ -4,7 +4,7 @@
 # make torture   every long command ended many times by kill -9 and SIGTERM, which must lose and leave nothing
 # make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
 #
-# TORCH chooses the torch build and where all wheels come from, for example
+# TORCH chooses the torch build and where its wheels come from, for example
 #   make repro TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -45,8 +45,10 @@ bench: install
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml requirements.lock
+$(STAMP): pyproject.toml requirements.lock requirements-torch.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements-torch.lock $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)/bin/python -m pip check
 	touch $@
