@@ -12,6 +12,7 @@ import os
 import stat
 import tarfile
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -241,12 +242,13 @@ class ArraySource(Source):
 class Spool:
     """A temporary file with what a compressed file, which cannot be read at random, unpacks to; bounded against bombs.
 
-    It is removed with this object, in the process that made it.
+    It is removed with this object, or when the process that made it ends, unless that is killed.
     """
 
     def __init__(self, path: Path, decompress: Callable[[Path], Any], suffix: str) -> None:
         descriptor, name = tempfile.mkstemp(suffix=suffix, prefix="images-")
-        self.path, self._pid = Path(name), os.getpid()
+        self.path = Path(name)
+        weakref.finalize(self, _remove, self.path, os.getpid())
         limit = min(MAX_SPOOL_BYTES, MAX_RATIO * path.stat().st_size + 64 * 2**20)
         unpacking = explained(f"{path}: cannot be unpacked into {self.path.parent}", "make it again or set TMPDIR")
         with unpacking, os.fdopen(descriptor, "wb") as file, decompress(path) as packed:
@@ -255,9 +257,7 @@ class Spool:
                     raise InputError(f"{path}: unpacks to more than {limit} bytes; unpack it to a folder and name that")
                 file.write(piece)
 
-    def __del__(self) -> None:
-        if self._pid == os.getpid():
-            self.path.unlink(missing_ok=True)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_pid": 0}  # a copy in another process never removes the file
+def _remove(path: Path, maker: int) -> None:
+    if maker == os.getpid():  # not a worker that was forked from it
+        path.unlink(missing_ok=True)

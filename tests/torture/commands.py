@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -79,6 +80,11 @@ COMMANDS = {
         ["evaluate", "images", "--ref", "reference.npz", *TINT, *KEPT, "--workers", "1"],
         "a.json",
     ),
+    "evaluate-packed": Command(
+        "metrics",
+        ["evaluate", "images.tar.gz", "--ref", "reference.npz", *TINT, *KEPT, "--workers", "1"],
+        "a.json",
+    ),
     "sweep": stage("sweep", "mini-sweep", "out/mini/results/*/measures.csv", "data", "networks", "references"),
     "guide": Command("repro", ["guide", *SEARCH, "--out", "found"], "found/*.csv", ("data", "networks", "references")),
     "fetch": Command("repro", ["fetch"], "out/fetched/networks/*/*.safetensors"),
@@ -105,6 +111,8 @@ def prepare(folder: Path, server: Server, images: int = 2000) -> Path:
     for i in range(images):
         Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(folder / f"images/{i:05d}.png")
     Command("metrics", ["reference", "images", "--out", "reference.npz", *TINT, "--no-cache"], "").run(folder)
+    with tarfile.open(folder / "images.tar.gz", "w:gz", compresslevel=1) as archive:
+        archive.add(folder / "images", ".")
     server.files |= {f"/{name}": fixtures.network(name) for name in NETWORKS}
     fetched = study | {key: {} for key in ("data", "train", "reconstruct", "generate", "sweeps")}
     fetched |= {"study": "fetched", "sources": [server.base], "networks": {"fetched-xs": {"fetch": NETWORKS}}}
@@ -115,7 +123,7 @@ def prepare(folder: Path, server: Server, images: int = 2000) -> Path:
 def copied(made: Path, folder: Path, name: str) -> Path:
     """A folder with what a command needs, and nothing of what it makes."""
     folder.mkdir(parents=True)
-    for file in ("search.yaml", "reference.npz"):
+    for file in ("search.yaml", "reference.npz", "images.tar.gz"):
         shutil.copy(made / file, folder)
     shutil.copy(made / ("fetched.yaml" if name == "fetch" else "params.yaml"), folder / "params.yaml")
     (folder / "images").symlink_to(made / "images")
