@@ -1,6 +1,7 @@
 """What a study takes from outside: published networks, their VAE, the sources of data sets and detectors' weights; and
 what any study has made already, found by what it is, so that nothing is made twice on one disk."""
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -16,6 +17,8 @@ from repro.encoders import VAE_FILES, vae_folder, vae_revision
 from repro.study import OUT, Networks, Study
 
 SUFFIX = ".safetensors"
+#: Names of shards, FIRST-LAST, and of networks, RUN-KIMG-STD.
+OURS = re.compile(r"\d{6,}-\d{6,}|.+-\d{7}-\d\.\d{3}")
 
 
 def downloads(study: Study, offline: bool = False, allow_http: bool = False) -> Downloads:
@@ -41,9 +44,10 @@ def borrow(target: Path, is_same: Callable[[Path], bool], root: Path = OUT) -> b
 
 
 def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
-    """Remove files that the study names no more."""
+    """Remove networks or shards, known by their names, that the study names no more; other files stay."""
     for path in {*folder.glob(f"*{suffix}")} - {*keep}:
-        path.unlink()
+        if OURS.fullmatch(path.stem):
+            path.unlink()
 
 
 def networks(study: Study, item: Networks, folder: Path, settings: Downloads) -> list[Path]:

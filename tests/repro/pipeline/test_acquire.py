@@ -88,3 +88,13 @@ def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_g
     assert len(networks(study, both, folder, acquire.downloads(study))) == 2
     assert networks(study, first, folder, acquire.downloads(study)) == list(folder.glob("*.safetensors"))
     assert len(server.requests) == before
+
+
+def test_only_files_named_as_ours_are_cleared_away(tmp_path: Path) -> None:
+    theirs = ["notes.safetensors", "photos.zip", "1-2.zip", "net-0000040.safetensors"]
+    ours = ["net-0000040-0.100.safetensors", "000000-000511.zip", "1000000-1000511.zip"]
+    for name in (*theirs, *ours, "000512-001023.zip"):
+        (tmp_path / name).touch()
+    for suffix in (".safetensors", ".zip"):
+        acquire.clear(tmp_path, suffix, [tmp_path / "000512-001023.zip"])
+    assert {path.name for path in tmp_path.iterdir()} == {*theirs, "000512-001023.zip"}
