@@ -153,7 +153,7 @@ def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> t
     never of its name. Raises InputError where it cannot be imported, is no Denoiser, or has nothing to tell it by.
     """
     module, _, function = source.partition(":")
-    with explained(f"cannot import the model {source}", errors=(ImportError, AttributeError)):
+    with explained(f"cannot import or make the model {source}"):
         model = getattr(importlib.import_module(module), function)()
     if not isinstance(model, Denoiser):
         raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")

@@ -1,5 +1,6 @@
 """Networks of a configuration: what they are told apart by, and models of the user's own."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,3 +107,9 @@ def test_a_digest_is_of_what_decides_bits(golden: Path) -> None:
     found = {digest(frozen, configuration=other) for other in others}
     assert len(found | {frozen.digest}) == len(others) + 1
     assert digest(frozen, main_sha256="c") != frozen.digest
+
+
+@pytest.mark.parametrize("source", [":f", "a:", "..:f", "json:loads", "json:nothing", "nowhere:f", "os:getcwd"])
+def test_code_that_gives_no_model_is_named(source: str) -> None:
+    with pytest.raises(InputError, match=rf"{re.escape(source)}( \(| does not return)"):
+        load_code(source, CPU)

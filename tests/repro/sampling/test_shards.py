@@ -190,6 +190,21 @@ def test_overflow_names_the_seed(tmp_path: Path, configuration: Configuration) -
         generate(pair, [9], tmp_path)
 
 
+def test_a_batch_per_thread_changes_no_bit_and_no_number_of_threads(pair: Pair) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append([*sample_images(pair, range(1, 18))])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for (seeds, images, classes), (others, same, too) in zip(*found, strict=True):
+        assert (seeds, classes) == (others, too)
+        np.testing.assert_array_equal(images, same)
+
+
 def test_batches_ahead_come_in_order() -> None:
     for count in (0, 1, 3):
         items = [range(i) for i in range(5)]
