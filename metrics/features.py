@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from metrics import distributed
 from metrics.detectors import Detector
 from metrics.files import InputError, explained, load_npz, write_npz
 from metrics.images import ImageSet
+from metrics.progress import progress
 from metrics.statistics import Moments, Statistics, Tag
 
 CHUNK = 1024  # images in a chunk file
@@ -176,8 +176,7 @@ def extract(
     missing = [chunk for chunk in mine if lacking[chunk]]
     batches = {chunk: list(_batches(chunk, batch_size, images.sizes)) for chunk in missing}
     decoded = images.batches([batch for parts in batches.values() for batch in parts], num_workers)
-    hidden = distributed.rank() > 0 or None  # None: unless this is a terminal
-    with tqdm(total=sum(map(len, missing)), unit="img", desc="features", disable=hidden) as bar:
+    with progress("features", total=sum(map(len, missing)), hidden=distributed.rank() > 0) as bar:
         for chunk in missing:
             where = f"an image from {images.names[chunk[0]]} to {images.names[chunk[-1]]}"
             found = detect((next(decoded) for _ in batches[chunk]), lacking[chunk], where, bar)

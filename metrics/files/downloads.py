@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from metrics.errors import InputError, explained
 from metrics.files.transfers import Source, Transfer, announced_size, need_space
 from metrics.files.writing import folder_lock, sha256_file, write_json
 from metrics.machine import machine
+from metrics.progress import progress
 
 #: Base address of the published networks and statistics.
 PUBLISHED = "https://nvlabs-fi-cdn.nvidia.com/edm2"
@@ -90,9 +89,7 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
     errors: list[InputError] = []
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="fetch") as pool:
         total = _check_space(missing, downloads, pool)
-        with tqdm(
-            total=total, unit="B", unit_scale=True, unit_divisor=1024, desc="fetch", disable=not missing or None
-        ) as bar:
+        with progress("fetch", total=total, unit="B", hidden=not missing) as bar:
             jobs = {pool.submit(_have, source, downloads, digests, bar, stop): source for source in sources}
             try:
                 for job in as_completed(jobs):

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from metrics.files import InputError, explained, folder_lock, write_json
 from metrics.images import LABELS, ZipSource, decode, open_images, open_sources, own_labels
+from metrics.progress import progress
 from repro.encoders import Encoder, RGBEncoder, StabilityVAEEncoder
 from repro.pixels import decode_png, encode_png, write_zip
 
@@ -212,7 +213,7 @@ def check(path: str | Path) -> dict[str, Any]:
     finite, missing labels.
     """
     dataset, problems = ImageDataset(path), []
-    for item in tqdm(range(len(dataset)), desc="check", unit="img", disable=None):
+    for item in progress("check", range(len(dataset))):
         try:
             if not np.isfinite(dataset.image(item)).all():
                 problems.append(f"{dataset.names[item]} has values that are not finite")
@@ -281,7 +282,7 @@ def _write(
         write_json(parts / PREPARATION, facts)
         pieces = {parts / f"{i:08d}.zip": range(len(names))[i : i + PART] for i in range(0, len(names), PART)}
         try:
-            with tqdm(total=len(names), desc=target.name, unit="img", disable=None) as bar:
+            with progress(target.name, total=len(names)) as bar:
                 for path, piece in pieces.items():
                     if not path.exists():
                         write_zip(path, zip([names[i] for i in piece], encoded(piece), strict=True))
@@ -297,6 +298,6 @@ def _write(
 
 
 def _joined(paths: Collection[Path]) -> Iterator[tuple[str, bytes]]:
-    for path in tqdm(paths, desc="join", unit="part", disable=None):
+    for path in progress("join", paths, unit="part"):
         with zipfile.ZipFile(path) as part:
             yield from ((name, part.read(name)) for name in part.namelist())

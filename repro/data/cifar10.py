@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from metrics.files import Downloads, InputError, Source, fetch, sha256_file
 from metrics.images import decode
+from metrics.progress import progress
 from repro.data.archives import item_names, labels_entry
 from repro.data.kinds import ImageKind
 from repro.pixels import encode_png, write_zip
@@ -63,7 +63,7 @@ class Cifar10(ImageKind):
             records = np.frombuffer(b"".join(_batches(path)), np.uint8).reshape(-1, RECORD)
             images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             names = item_names(len(images))
-            pngs = map(encode_png, tqdm(images, desc=target.name, unit="img", disable=None))
+            pngs = map(encode_png, progress(target.name, images))
             write_zip(target, [*zip(names, pngs, strict=True), labels_entry(names, records[:, 0])])
             if path != Path(self.source):
                 path.unlink()

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from metrics import distributed
 from metrics.detectors import Detector
 from metrics.features import FeatureFile, FeatureSet, detect, read, write
 from metrics.files import InputError
+from metrics.progress import progress
 from repro.numerics import numerics
 from repro.sampling.pairs import Pair
 from repro.sampling.shards import Form, Manifest, read_shard
@@ -66,7 +66,7 @@ class FeatureShards(Form):
         """
         targets = [folder / f"{shard.stem}{self.suffix}" for shard in shards]
         mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
-        for shard, target in tqdm(mine, desc=description, unit="shard", disable=distributed.rank() > 0 or None):
+        for shard, target in progress(description, mine, unit="shard", hidden=distributed.rank() > 0):
             manifest, images = read_shard(shard)
             if not self.is_sound(target, manifest):
                 self.keep(target, manifest, [detect(_batches(images), self.detectors, str(shard))])

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from metrics import distributed
 from metrics.files import InputError, explained
+from metrics.progress import progress
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
 from repro.sampling.pairs import Configuration, Pair
@@ -189,7 +190,7 @@ def generate(
         room = tqdm.format_sizeof(images * form.bytes_per_image(pair), "B")
         distributed.print0(f"{description}: {images:,} images to sample, about {room} on disk")
     with (
-        tqdm(total=total, unit="img", desc=description, disable=distributed.rank() > 0 or None) as bar,
+        progress(description, total=total, hidden=distributed.rank() > 0) as bar,
         ThreadPoolExecutor(2) as pool,
     ):
         for members, path in missing:

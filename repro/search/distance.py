@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from metrics import distributed, frechet
 from metrics.features import FeatureSet
+from metrics.progress import progress
 from metrics.statistics import Statistics
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_pair
@@ -107,8 +107,9 @@ class SampledDistance:
                 work.append((candidate, piece, path))
         distributed.barrier()  # nobody writes before all have looked
         mine = work[distributed.rank() :: distributed.world_size()]
-        total, hidden = sum(len(piece) for _, piece, _ in mine), distributed.rank() > 0 or None
-        with tqdm(total=total, unit="img", disable=hidden) as bar, ThreadPoolExecutor(2) as pool:
+        total = sum(len(piece) for _, piece, _ in mine)
+        bar = progress("search", total=total, hidden=distributed.rank() > 0)
+        with bar, ThreadPoolExecutor(2) as pool:
             for candidate, piece, path in mine:
                 bar.set_description(str(candidate))
                 self.form.write(self._load(candidate), list(piece), path, pool, bar)

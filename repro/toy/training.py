@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from metrics.files import atomic_write
+from metrics.progress import progress
 from repro.ema import PowerFunctionEMA
 from repro.numerics import numerics
 from repro.strict import digest
@@ -87,11 +87,11 @@ def train(
     if checkpoint.exists() and (state := torch.load(checkpoint, weights_only=True))["digest"] == made_of:
         trainer.load_state_dict(state)
     start, total = trainer.iteration, network.iterations
-    progress = tqdm(range(start, total), f"toy {path.stem}", total, initial=start, mininterval=2)
-    for _ in progress:
+    bar = progress(f"toy {path.stem}", range(start, total), total, "it", start)
+    for _ in bar:
         loss = trainer.step()
         if trainer.iteration % checkpoint_every == 0:
-            progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             with atomic_write(checkpoint) as temporary:
                 torch.save(trainer.state_dict() | {"digest": made_of}, temporary)
     averaged = trainer.ema.networks()[training.ema_std].state_dict()

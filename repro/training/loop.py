@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from metrics import distributed
 from metrics.files import InputError, atomic_write, explained, write_json, write_text
+from metrics.progress import progress
 from repro import snapshots
 from repro.data.kinds import TrainingData
 from repro.streams import mix
@@ -59,8 +59,8 @@ def train(
     _resume(trainer, folder, identity)
 
     loss, since = torch.zeros([], device=trainer.device), (trainer.cur_nimg, time.perf_counter())
-    steps, hidden = range(trainer.cur_nimg, pace.total_nimg, settings.batch_size), rank > 0 or None  # None: no terminal
-    bar = tqdm(total=pace.total_nimg, initial=trainer.cur_nimg, desc=settings.name, unit="img", disable=hidden)
+    steps = range(trainer.cur_nimg, pace.total_nimg, settings.batch_size)
+    bar = progress(settings.name, total=pace.total_nimg, initial=trainer.cur_nimg, hidden=rank > 0)
     with _kept_signals() as asked, bar:
         for drawn in drawn_ahead(config, dataset, steps):
             torch.manual_seed(int(mix(settings.seed, 2, trainer.cur_nimg, rank)))  # dropout only
