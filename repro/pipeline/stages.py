@@ -90,7 +90,7 @@ def stage(
 @stage("toy", "results", "toy")
 def run_toy(study: Study, key: str, item: toy.ToySettings, folder: Path) -> None:
     """The 2D example: networks, samples, measures, figures."""
-    toy.run(item, folder, study.study, key)
+    print(toy.brief(toy.run(item, folder, study.study, key)), flush=True)
 
 
 @stage("datasets", "data", "data", "images")

@@ -8,7 +8,7 @@ import torch
 
 from metrics.files import write_json
 from repro.numerics import numerics
-from repro.rows import MEASURES, Row, provenance, write_rows
+from repro.rows import MEASURES, Row, provenance, read_rows, write_rows
 from repro.strict import facts
 from repro.toy.metrics import contour_level, measure
 from repro.toy.mixture import fractal
@@ -18,6 +18,7 @@ from repro.toy.training import train
 
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
 FIGURES = ("figures/toy-figure1", "figures/toy-figure2")
+BRIEF = ("outliers", "component_jsd", "sliced_wasserstein")
 ROLES = ("main", "guide", "unconditional")
 
 
@@ -65,6 +66,13 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
             drawing.save(figure, folder / name, figures.STYLE, dpi=250, lay_out_once=False)
     write_json(made, record)
     return folder / MEASURES
+
+
+def brief(measures: Path) -> str:
+    """The main measures of a table that `run` left, method by method, as text, and where its figures are."""
+    found = read_rows(measures).pivot_table(index="method", columns="metric", values="value", sort=False)
+    figures = "".join(f"\n{path}" for path in sorted(measures.parent.glob("figures/*.png")))
+    return found[list(BRIEF)].to_string(float_format="{:.3f}".format) + figures
 
 
 def network_path(folder: Path, role: str) -> Path:

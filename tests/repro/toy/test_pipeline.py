@@ -56,6 +56,17 @@ def test_table_has_every_measure_of_every_method_and_seed(folder: Path) -> None:
     assert weights == {"true": 1, "unguided": 1, "cfg": 4, "autoguidance": 3, "truncation": 1.4}
 
 
+def test_what_is_said_at_once_are_the_means_of_the_table_and_where_figures_are(folder: Path) -> None:
+    lines = pipeline.brief(folder / MEASURES).splitlines()
+    rows = read_rows(folder / MEASURES)
+    for method in ToySettings.METHODS:
+        (line,) = [line for line in lines if line.split()[0] == method]
+        of = rows[rows["method"] == method]
+        means = [of.loc[of["metric"] == name, "value"].mean() for name in pipeline.BRIEF]
+        assert line.split()[1:] == [f"{mean:.3f}" for mean in means]
+    assert lines[-2:] == [str(folder / f"figures/toy-figure{n}.png") for n in (1, 2)]
+
+
 def test_complete_folder_is_left_alone(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     toy.run(TINY, folder, study="mini", key="tiny")
