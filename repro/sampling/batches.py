@@ -21,6 +21,9 @@ from repro.networks import Precond
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 from repro.sampling.pairs import Pair
 
+#: Values of a layer of full width, in all batches that are sampled at once on a CPU.
+MAX_LAYER = 2**25
+
 
 def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents."""
@@ -51,20 +54,29 @@ def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int],
 
     Every batch is whole: seeds nobody asked for are sampled along and dropped. On a GPU the next batch is already on
     its way while one is decoded and fetched; on a CPU each thread of torch's has a batch of its own, which is faster
-    than to share one, where the networks are known to bear it.
+    than to share one, where the networks are known to bear it and small enough.
     """
     size = pair.configuration.solver.batch_size
     wanted = grouped(seeds, size)
     batches = [range(members[0] // size * size, (members[0] // size + 1) * size) for members in wanted]
-    known = not pair.configuration.solver.compile and {type(pair.main), type(pair.guide)} <= {Precond, type(None)}
-    beside = min(torch.get_num_threads(), len(batches)) if known else 1
-    count = 1 if pair.device.type == "cuda" else beside if beside > 1 else 0
-    sampled = ahead(lambda batch: sample_batch(pair, batch), batches, count)
+    sampled = ahead(lambda batch: sample_batch(pair, batch), batches, _count_ahead(pair, len(batches)))
     for members, (latents, labels) in zip(wanted, sampled, strict=True):
         keep = [seed % size for seed in members]
         images = pair.main.encoder.decode(latents)[keep]  # the decoder, too, always sees whole batches
         classes = [] if labels is None else labels[keep].argmax(dim=1).tolist()
         yield members, images.permute(0, 2, 3, 1).cpu().numpy(), classes
+
+
+def _count_ahead(pair: Pair, batches: int) -> int:
+    """How many batches are begun in other threads: see `sample_images`."""
+    if pair.device.type == "cuda":
+        return 1
+    solver, main = pair.configuration.solver, pair.main
+    if solver.compile or not isinstance(main, Precond) or not isinstance(pair.guide, Precond | None):
+        return 0
+    layer = solver.batch_size * main.img_resolution**2 * main.init_kwargs.get("model_channels", 192)
+    count = min(torch.get_num_threads(), batches, MAX_LAYER // layer)
+    return count if count > 1 else 0
 
 
 def grouped(seeds: Iterable[int], size: int) -> list[list[int]]:

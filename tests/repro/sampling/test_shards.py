@@ -15,7 +15,8 @@ import torch
 from metrics.files import InputError
 from repro.guidance import Guided
 from repro.networks import Denoiser, Precond
-from repro.sampling.batches import ahead, sample_batch, sample_images
+from repro.sampling import batches
+from repro.sampling.batches import _count_ahead, ahead, sample_batch, sample_images
 from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
 from repro.sampling.shards import generate, read_shard
 
@@ -203,6 +204,21 @@ def test_a_batch_per_thread_changes_no_bit_and_no_number_of_threads(pair: Pair) 
     for (seeds, images, classes), (others, same, too) in zip(*found, strict=True):
         assert (seeds, classes) == (others, too)
         np.testing.assert_array_equal(images, same)
+
+
+def test_large_networks_and_unknown_ones_have_all_threads_for_a_batch(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert _count_ahead(pair, 20) == 8
+    assert _count_ahead(pair, 3) == 3
+    assert _count_ahead(pair, 1) == 0
+    assert _count_ahead(replace(pair, main=Overflowing()), 20) == 0
+    layer = 4 * pair.main.img_resolution**2 * pair.main.init_kwargs["model_channels"]  # type: ignore[attr-defined]
+    monkeypatch.setattr(batches, "MAX_LAYER", 5 * layer)
+    assert _count_ahead(pair, 20) == 5
+    monkeypatch.setattr(batches, "MAX_LAYER", layer)
+    assert _count_ahead(pair, 20) == 0
 
 
 def test_batches_ahead_come_in_order() -> None:
