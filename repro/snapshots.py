@@ -144,9 +144,10 @@ def _check_init_kwargs(path: Path, init_kwargs: Any) -> None:
         numbers = value if isinstance(value, list | tuple) else [value]
         if len(numbers) > 16 or not all(n is None or (isinstance(n, int | float) and abs(n) < 2**53) for n in numbers):
             raise InputError(f"{path}: {key} is {_brief(value)}, expected a finite number or a list of at most 16")
-        if key in FRACTIONS and not (value is not None and 0 <= value <= 1):
+        single = isinstance(value, int | float)
+        if key in FRACTIONS and not (single and 0 <= value <= 1):
             raise InputError(f"{path}: {key} is {_brief(value)}, expected a number from 0 to 1")
-        if key == "sigma_data" and not (value is not None and value > 0):
+        if key == "sigma_data" and not (single and value > 0):
             raise InputError(f"{path}: sigma_data is {_brief(value)}, expected a number above 0")
 
 

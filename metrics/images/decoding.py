@@ -24,6 +24,7 @@ from metrics.files.reading import read_npy_header
 MAX_PIXELS = 2**26
 #: Columns, rows and first column, first row of the passes of an interlaced PNG (PNG specification, 8.2).
 ADAM7 = ((8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1))
+PIECE = 2**20  # bytes that are unpacked at a time
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by a PNG's colour type
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
@@ -81,15 +82,15 @@ def _check_rows(data: bytes) -> None:
     width, height, bits, kind, interlaced = struct.unpack(">IIBB2xB", data[16:29])
     expected = 0
     for dx, dy, x, y in ADAM7 if interlaced else ((1, 1, 0, 0),):
-        columns, rows = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
-        expected += rows * (1 + (columns * bits * CHANNELS[kind] + 7) // 8) if columns > 0 else 0  # 1: its filter
+        columns, lines = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
+        expected += lines * (1 + (columns * bits * CHANNELS[kind] + 7) // 8) if columns > 0 else 0  # 1: its filter
     stream, found, at = zlib.decompressobj(), 0, 8
-    while at < len(data) and found < expected:
+    while at < len(data) and found < expected and not stream.eof:
         size, part = struct.unpack_from(">I4s", data, at)
-        packed = data[at + 8 : at + 8 + size] if part == b"IDAT" else b""
-        while packed and found < expected:
-            found += len(stream.decompress(packed, 2**20))
-            packed = stream.unconsumed_tail
+        packed, more = data[at + 8 : at + 8 + size], part == b"IDAT"
+        while more and found < expected:
+            rows = stream.decompress(packed, PIECE)
+            found, packed, more = found + len(rows), stream.unconsumed_tail, len(rows) == PIECE
         at += 12 + size
     if found < expected:
         raise InputError(f"has {found} bytes of pixels and filters, expected {expected}; it was cut short")

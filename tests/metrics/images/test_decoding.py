@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from metrics.files import InputError
-from metrics.images import decode, open_images
+from metrics.images import decode, decoding, open_images
 from metrics.images.decoding import inspect
 from tests.metrics.images.making import (
     COUNT,
@@ -128,3 +128,13 @@ def test_the_rows_of_a_png_are_counted(width: int, height: int, depth: int, colo
         short = grid(width, height, depth, colour, interlaced, missing)
         with pytest.raises(InputError, match="it was cut short"):
             inspect(short)
+
+
+@pytest.mark.parametrize("shade", [0, None])
+def test_rows_are_counted_wherever_the_pieces_end(monkeypatch: pytest.MonkeyPatch, shade: int | None) -> None:
+    """What a match of the compression still has to give is in no input any more."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    content = encoded(noise if shade is None else np.full_like(noise, shade))
+    for piece in (1, 7, 100, 181, 182, 40 * 181 - 1, 40 * 181):
+        monkeypatch.setattr(decoding, "PIECE", piece)
+        inspect(content)
