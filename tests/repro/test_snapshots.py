@@ -398,11 +398,11 @@ def rewritten(tmp_path: Path, change: Callable[[dict[str, torch.Tensor], dict[st
         (lambda t, m: m["init_kwargs"].update(sigma_data=10**400), r"sigma_data is 1000+, expected a finite"),
         (
             lambda t, m: m["init_kwargs"].update(sigma_data=[0.5]),
-            r"sigma_data is of type list, expected a number above",
+            r"sigma_data is of type list, expected a number",
         ),
         (
             lambda t, m: m["init_kwargs"].update(dropout=[0.5]),
-            r"dropout is of type list, expected a number from 0 to 1",
+            r"dropout is of type list, expected a number",
         ),
         (lambda t, m: m["init_kwargs"].update(label_balance=7), r"label_balance is 7, expected a number from 0 to 1"),
         (lambda t, m: m["init_kwargs"].update(channels_per_head=0), r"do not build a network"),
