@@ -2,7 +2,7 @@
 # make test    the same set-up, then the tests, side by side on the cores there are; PYTEST_ARGS goes to pytest
 # make test-slow   the tests that take longest: kills, resumption, whole studies
 # make torture   every long command ended many times by kill -9 and SIGTERM, which must lose and leave nothing
-# make rehearsal   the ImageNet studies on small networks, in minutes; no number means anything
+# make rehearsal   the ImageNet studies, or STUDIES of them, on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where its wheels come from, for example
 #   make repro TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -34,7 +34,7 @@ torture: install
 	$(RUN) python -m tests.torture
 
 rehearsal: install
-	$(RUN) python -m tests.rehearsal
+	$(RUN) python -m tests.rehearsal $(STUDIES)
 
 lint: install
 	$(RUN) ruff check .

@@ -65,6 +65,8 @@ def _with_pil(data: Any, use: Callable[[PIL.Image.Image], Any]) -> Any:
                     raise InputError(f"has more than 8 bits a channel (mode {image.mode})")
                 if (frames := getattr(image, "n_frames", 1)) > 1:
                     raise InputError(f"has {frames} frames, expected one")
+                if image.format == "PNG":
+                    _check_rows(data)
                 return use(image)
         except PIL.Image.DecompressionBombError:
             raise InputError(f"is larger than {MAX_PIXELS} pixels") from None
@@ -119,8 +121,6 @@ def inspect(data: bytes | NDArray[np.uint8]) -> Finding:
         alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         lossy = image.format == "JPEG" or (image.format == "WEBP" and b"VP8L" not in data[:64])
         (image.verify if image.format == "PNG" else image.load)()
-        if image.format == "PNG":
-            _check_rows(data)
         return Finding(sha256, image.size[::-1], lossy, alpha)
 
     return _with_pil(data, verified)

@@ -100,6 +100,9 @@ def prepare(folder: Path, server: Server, images: int = 2000) -> Path:
     """A folder with all that the commands need: the miniature study so far, images and their reference, networks."""
     folder.mkdir(parents=True)
     study = miniature()
+    for run in study["train"].values():
+        run["config"]["network"]["model_channels"] = 8
+    study["sampler"]["num_steps"] = 2
     (folder / "params.yaml").write_text(yaml.safe_dump(study))
     entries = [("data", "mini-digits"), ("reference", "mini-digits")]
     entries += [(section, key) for section in ("train", "reconstruct") for key in study[section]]

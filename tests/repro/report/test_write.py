@@ -88,6 +88,7 @@ def test_dvc_metrics_and_curves_hold_every_measured_value(default):
 def test_a_half_run_study_says_what_is_missing(half):
     (half.out / "report").mkdir(parents=True)
     (half.out / "report" / "figure-of-a-former-run.png").write_bytes(b"")
+    (half.out / "report" / "files.json").write_text('["figure-of-a-former-run.png"]')
     folder = report(half)
     assert not (folder / "figure-of-a-former-run.png").exists()
     rows = {row[0]: row for row in table_cells((folder / "digits.html").read_text())}

@@ -83,7 +83,7 @@ MISTAKES = [
     ("generate/digits-cfg/seeds", [], "seeds is empty"),
     ("generate/digits-cfg/interval", [7, 3], "first <= last"),
     ("generate/digits-cfg/interval", [1, 2, 3], "interval: expected 2 values, found 3"),
-    ("generate/digits-cfg/interval", [4, 99], "the sampler has steps 0 to 15"),
+    ("generate/digits-cfg/interval", [4, 99], "the sampler has steps 0 to 9"),
     ("generate/digits-cfg/rule", "linaer", "guidance rule 'linaer' is unknown; did you mean 'linear'"),
     ("generate/digits-unguided/guidance", 2.0, "does nothing"),
     ("generate/digits-cfg/guide", None, "needs a guide"),
