@@ -84,6 +84,9 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root
             if recorded and not _is_made_from(target, recorded):
                 found = snapshots.read_metadata(target).get("source_sha256")
                 raise InputError(f"{target}: made from a file with sha256 {found}, expected {recorded}; delete it")
+            for rest in folder.glob(f"{target.stem}.pkl*"):  # of a run that was killed when it had just converted it
+                if rest.suffix != ".lock":
+                    rest.unlink(missing_ok=True)
         elif not (root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)):
             wanted.append(Source(name, target.with_suffix(".pkl"), check=snapshots.load_published))
     with closing(fetch_each(wanted, settings)) as fetched:

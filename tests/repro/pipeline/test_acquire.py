@@ -49,6 +49,15 @@ def test_networks_are_converted_as_they_come_and_not_fetched_twice(
     assert len(server.requests) == before
 
 
+def test_what_a_run_left_that_was_killed_after_a_conversion_goes(downloads: Downloads, tmp_path: Path) -> None:
+    (path,) = fetch_networks([NAME], tmp_path / "networks", downloads)
+    before = sorted(path.parent.iterdir())
+    for suffix in (".pkl", ".pkl.holder", ".pkl.part", ".pkl.part.json"):
+        path.with_name(f"{path.stem}{suffix}").touch()
+    assert fetch_networks([NAME], path.parent, downloads) == [path]
+    assert sorted(path.parent.iterdir()) == before
+
+
 def test_network_from_another_source_is_refused(golden: Path, downloads: Downloads, tmp_path: Path) -> None:
     (path,) = fetch_networks([NAME], tmp_path, downloads)
     snapshots.save(snapshots.load(golden / "guide.pkl"), path)
