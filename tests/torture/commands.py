@@ -1,5 +1,6 @@
 """The long commands on a miniature study, ended by kill -9 and SIGTERM at random moments, and what must hold then."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -55,7 +56,8 @@ class Command:
             process.join(moment)
             working = process.is_alive()
             if working:
-                os.kill(process.pid or 0, sent)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid or 0, sent)
                 process.join(PATIENCE)
             assert process.exitcode is not None, f"{self.arguments}: still running {PATIENCE} s after {sent.name}"
             said = Path(place, "err").read_text(errors="replace")
