@@ -32,7 +32,7 @@ MAX_BYTES = 64 * 2**30  # no published file comes near
 MAX_WAIT = 60.0  # seconds between two attempts
 LEAST_RATE, WINDOW = 1024, 60.0  # bytes a second, over so many seconds
 MAX_SECONDS = 24 * 3600.0  # for a file as a whole
-PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+PAGE = re.compile(rb"<(!doctype html|html|head|body)\b", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -142,8 +142,8 @@ class Transfer:
 
     def _refuse_page(self) -> None:
         with open(self.part, "rb") as file:
-            is_page = PAGE.match(file.read(4096))
-        if is_page:
+            beginning = file.read(4096).lstrip()
+        if beginning.startswith(b"<") and PAGE.search(beginning):
             self.discard()
             raise _FailedError("sent a web page instead of the file, such as a network's login page; it is removed")
 

@@ -166,6 +166,9 @@ def test_a_web_page_in_place_of_a_file_is_known_for_what_it_is(
     with pytest.raises(InputError, match=r"data\.bin: sent a web page instead of the file.*it is removed"):
         fetch([Source("data.bin", tmp_path / "data.bin")], downloads)
     assert left(tmp_path) == []
+    server.files["/data.bin"] = b"<!---->" * 600  # no page, and nothing that takes long to see
+    (path,) = fetch([Source("data.bin", tmp_path / "data.bin")], downloads)
+    assert path.read_bytes() == server.files["/data.bin"]
 
 
 def test_a_digest_is_recorded_only_of_what_is_what_it_should_be(
