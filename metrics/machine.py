@@ -33,6 +33,8 @@ class Machine:
     weights: str = ""
     #: Anything: nothing is downloaded.
     offline: str = ""
+    #: Anything: shards that were verified once are read whole and verified again.
+    verify: str = ""
     #: Anything: files whose digest is not known may come over plain http.
     allow_http: str = ""
 

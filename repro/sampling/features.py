@@ -15,7 +15,7 @@ from metrics.files import InputError
 from metrics.progress import progress
 from repro.numerics import numerics
 from repro.sampling.pairs import Pair
-from repro.sampling.shards import Form, Manifest, read_shard
+from repro.sampling.shards import IMAGES, Form, Manifest, read_shard
 from repro.strict import facts
 
 BATCH = 100  # images that a detector takes at once, which fit a small GPU
@@ -67,8 +67,9 @@ class FeatureShards(Form):
         targets = [folder / f"{shard.stem}{self.suffix}" for shard in shards]
         mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
         for shard, target in progress(description, mine, unit="shard", hidden=distributed.rank() > 0):
-            manifest, images = read_shard(shard)
-            if not self.is_sound(target, manifest):
+            made = IMAGES.manifest(shard)
+            if made is None or not self.is_sound(target, made):
+                manifest, images = read_shard(shard)
                 self.keep(target, manifest, [detect(_batches(images), self.detectors, str(shard))])
         distributed.barrier()
         return targets

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from metrics import distributed
-from metrics.files import InputError, explained
+from metrics.files import InputError, explained, write_text
 from metrics.progress import progress
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
@@ -83,8 +83,11 @@ class Form(Protocol):
     def bytes_per_image(self, pair: Pair) -> float:
         """Typical size on disk."""
 
-    def is_whole(self, path: Path, seeds: list[int], pair: Pair) -> bool:
-        """Whether a file holds exactly these seeds of this configuration, unbroken; InputError if of another one."""
+    def is_whole(self, path: Path, seeds: list[int], pair: Pair, trust: bool = True) -> bool:
+        """Whether a file holds exactly these seeds of this configuration, unbroken; InputError if of another one.
+
+        With `trust` a file that was found unbroken and has not changed since (size, time, inode) is not read again.
+        """
         manifest = self.manifest(path)
         if manifest is None:
             return False
@@ -93,7 +96,16 @@ class Form(Protocol):
                 f"{path}: made from another configuration ({manifest.digest[:12]}, expected {pair.digest[:12]}); "
                 "move the folder away or choose another"
             )
-        return manifest.seeds == seeds and self.is_sound(path, manifest)
+        if manifest.seeds != seeds:
+            return False
+        with contextlib.suppress(OSError):
+            if trust and verified(path).read_text() == _state(path):
+                return True
+        sound = self.is_sound(path, manifest)
+        if sound:
+            with contextlib.suppress(OSError, InputError):  # a folder that cannot be written is verified each time
+                write_text(verified(path), _state(path))
+        return sound
 
     def write(self, pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
         """Sample seeds, ascending, into a file."""
@@ -105,6 +117,17 @@ class Form(Protocol):
         made = (pair.digest, pair.configuration, pair.main_sha256, pair.guide_sha256, pair.device.type)
         versions = {"torch": torch.__version__, "numpy": np.__version__}
         self.keep(path, Manifest(*made, versions, seeds, labels), [part.result() for part in parts])
+        write_text(verified(path), _state(path))
+
+
+def verified(path: Path) -> Path:
+    """Where it is noted in what state a shard was found unbroken."""
+    return path.with_name(f".{path.name}.verified")
+
+
+def _state(path: Path) -> str:
+    facts = path.stat()
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
 
 
 class ImageShards(Form):
@@ -170,18 +193,20 @@ def generate(
     description: str = "",
     form: Form = IMAGES,
     borrow: Callable[[Path, Callable[[Path], bool]], bool] | None = None,
+    trust: bool = True,
 ) -> list[Path]:
     """Write the shards of `seeds`, `size` each, that are missing in `folder`; under torchrun the ranks share them.
 
     `borrow`, asked for a file with a test of its content, puts one there that somebody has made already, if it finds
-    one. Returns the paths of all shards in seed order. Raises InputError where one was made from another configuration.
+    one. What was verified once and has not changed is not read again, unless `trust` is False. Returns the paths of all
+    shards in seed order. Raises InputError where one was made from another configuration.
     """
     with explained(f"{folder}: cannot be a folder of shards", "name another", (OSError,)):
         folder.mkdir(parents=True, exist_ok=True)
     shards = [(members, folder / shard_name(members, form.suffix)) for members in grouped(seeds, size)]
     missing = []
     for members, path in shards[distributed.rank() :: distributed.world_size()]:
-        is_same = functools.partial(form.is_whole, seeds=members, pair=pair)
+        is_same = functools.partial(form.is_whole, seeds=members, pair=pair, trust=trust)
         if not is_same(path) and not (borrow and borrow(path, is_same)):
             missing.append((members, path))
     total = sum(len(members) for members, _ in missing)
