@@ -5,13 +5,14 @@ from pathlib import Path
 import click
 
 from metrics import command_line, distributed
-from metrics.files import InputError, nearest
+from metrics.files import InputError, nearest, on_one_line
 from metrics.registry import load_plugins
 from repro import doctor, ema, search, snapshots
 from repro import study as studies
 from repro.data import archives
 from repro.encoders import StabilityVAEEncoder
 from repro.guidance import Guided
+from repro.pipeline import cleaning
 from repro.pipeline.acquire import everything
 from repro.pipeline.stages import STAGES, relaunch
 from repro.pixels import image_grid
@@ -85,8 +86,17 @@ def stage_command(stage: str, key: str) -> None:
 @click.option("--steps", type=int, default=32, show_default=True, help="Heun steps.")
 @click.option("--batch-size", "batch", type=int, default=32, show_default=True, help="Part of the configuration.")
 @click.option("--out", type=PATH, required=True, help="Folder for shards and grid.png.")
+@click.option("--verify", "distrust", is_flag=True, help="Read every finished shard again, also those verified before.")
 def generate_command(
-    main: str, guide: str | None, guidance: float, interval: str | None, seeds: str, steps: int, batch: int, out: Path
+    main: str,
+    guide: str | None,
+    guidance: float,
+    interval: str | None,
+    seeds: str,
+    steps: int,
+    batch: int,
+    out: Path,
+    distrust: bool,
 ) -> None:
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
     distributed.init()
@@ -94,7 +104,7 @@ def generate_command(
     chosen = None if interval is None else studies.parse_seeds(interval)
     guided = Guided(main, guide, guidance, None if chosen is None else (chosen[0], chosen[-1]))
     pair = load_pair(Configuration(guided, Solver(num_steps=steps, batch_size=batch)), distributed.device())
-    paths = generate(pair, members, out, description="sampling")
+    paths = generate(pair, members, out, description="sampling", trust=not distrust)
     if distributed.rank() == 0:
         image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
         click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
@@ -139,22 +149,24 @@ def guide_command(main: str, guides: Texts, data: str, file: Path, detector: str
 
 @cli.command("report")
 @click.option("--publish", is_flag=True, help="Also copy tables and figures to results/ and into README.md.")
-def report_command(publish: bool) -> None:
+@click.option("--partial", is_flag=True, help="Of what is measured so far; without, every result must be there.")
+def report_command(publish: bool, partial: bool) -> None:
     """Tables, figures and report.html of the active study, from its measures."""
     from repro import report
 
     study = studies.load()
-    folder = report.report(study)
+    report.report(study, partial)
     if publish:
         report.publish(study)
-    click.echo(f"{report.summary(study)}\nreport: {folder / 'report.html'}")
+    click.echo(report.summary(study), nl=False)
 
 
 @cli.command("verify")
 @click.option("--strict", is_flag=True, help="Exit code 1 if a value is off or a claim that was tested does not hold.")
-def verify_command(strict: bool) -> None:
+@click.option("--partial", is_flag=True, help="Of what is measured so far; without, every result must be there.")
+def verify_command(strict: bool, partial: bool) -> None:
     """Judge published values and claims on what is measured; writes published.csv and verdicts.csv to out/<study>/."""
-    if verify(studies.load(), click.echo) and strict:
+    if verify(studies.load(), click.echo, partial) and strict:
         raise SystemExit(1)
 
 
@@ -162,10 +174,20 @@ def verify_command(strict: bool) -> None:
 @NAME
 @click.option("--offline", is_flag=True, help="Download nothing; say what is missing and where to put it.")
 @click.option("--allow-http", is_flag=True, help="Take files whose digest is not known over plain http too.")
-def fetch_command(name: str | None, offline: bool, allow_http: bool) -> None:
-    """Fetch the published files of study NAME (default: the active one) ahead of its stages."""
-    for folder in everything(studies.named(name), offline, allow_http):
-        click.echo(str(folder))
+@click.option("--retry", is_flag=True, help="Ask again for networks that no address had (404 or 410).")
+def fetch_command(name: str | None, offline: bool, allow_http: bool, retry: bool) -> None:
+    """Fetch the published files of study NAME (default: the active one) ahead of its stages.
+
+    Goes through all of them and lists at the end what failed. A network that no address has (404 or 410) is
+    remembered: what needs it is `not possible`, and the rest of the study goes on.
+    """
+    folders, absent, failures = everything(studies.named(name), offline, allow_http, retry)
+    for line in [*map(str, folders), *(f"not possible: {each}" for each in absent)]:
+        click.echo(line)
+    for failure in failures:
+        click.echo(on_one_line(failure), err=True)
+    if failures:
+        raise InputError(f"{len(failures)} files could not be had; each is named above")
 
 
 @cli.command("train")
@@ -278,7 +300,7 @@ def summary_command() -> None:
     """Print the active study's tables and where its figures are."""
     from repro import report
 
-    click.echo(report.summary(studies.load()))
+    click.echo(report.summary(studies.load()), nl=False)
 
 
 @cli.command("check")
@@ -292,6 +314,16 @@ def check_command(committed: Path, training_seeds: Path) -> None:
     if len(outside):
         click.echo(outside.to_string(index=False))
         raise SystemExit(1)
+
+
+@cli.command("clean")
+@click.argument("kinds", nargs=-1, type=click.Choice(list(cleaning.KINDS)))
+def clean_command(kinds: Texts) -> None:
+    """What lies on the disk, and how it comes back; KINDS are removed (aside, images, networks)."""
+    cleaning.clean(kinds)
+    for name, size in cleaning.sizes(cleaning.places()).items():
+        kind = cleaning.KINDS[name]
+        click.echo(f"{size / 1e9:10.3f} GB  {name:9} {kind.what}; {kind.remedy}")
 
 
 @cli.command("doctor")

@@ -87,10 +87,12 @@ def read_rows(path: Path) -> pd.DataFrame:
     return found
 
 
-def gather_rows(parts: Iterable[tuple[dict[str, Any], Path]], target: Path) -> None:
-    """Join CSVs of rows with the given columns set, into `target`; every text stays as it is."""
+def gather_rows(parts: Iterable[tuple[dict[str, Any], Path]], target: Path) -> pd.DataFrame:
+    """Join CSVs of rows with the given columns set, into `target`; every text stays as it is. Returns the rows."""
     frames = [pd.read_csv(part, dtype=str, keep_default_na=False).assign(**common) for common, part in parts]
-    write_csv(target, pd.concat(frames)[COLUMNS])
+    found = pd.concat([pd.DataFrame(columns=COLUMNS, dtype=str), *frames])[COLUMNS]
+    write_csv(target, found)
+    return found
 
 
 @cache

@@ -1,7 +1,18 @@
 """Files from anywhere: written whole or not at all, read without running anything in them, fetched and verified."""
 
 from metrics.errors import InputError, explained, nearest, on_one_line
-from metrics.files.downloads import LOCK, PUBLISHED, Downloads, Source, cache_root, fetch, fetch_each, read_lock
+from metrics.files.downloads import (
+    LOCK,
+    PUBLISHED,
+    Downloads,
+    FailuresError,
+    MissingError,
+    Source,
+    cache_root,
+    fetch,
+    fetch_each,
+    read_lock,
+)
 from metrics.files.reading import load_npz
 from metrics.files.writing import (
     atomic_write,
@@ -18,7 +29,9 @@ __all__ = [
     "LOCK",
     "PUBLISHED",
     "Downloads",
+    "FailuresError",
     "InputError",
+    "MissingError",
     "Source",
     "atomic_write",
     "cache_root",

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metrics.errors import InputError, explained
-from metrics.files.transfers import Source, Transfer, announced_size, need_space
+from metrics.files.transfers import MissingError, Source, Transfer, announced_size, need_space
 from metrics.files.writing import folder_lock, sha256_file, write_json
 from metrics.machine import machine
 from metrics.progress import progress
@@ -34,6 +34,16 @@ def cache_root() -> Path:
     return Path(
         machine().cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "autoguidance-repro")
     )
+
+
+class FailuresError(InputError):
+    """Some files could not be had."""
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        more = f" (and {len(failures) - 1} more files failed)" if failures[1:] else ""
+        super().__init__(f"{failures[0]}{more}")
+        #: What is wrong with each.
+        self.failures = failures
 
 
 @dataclass(frozen=True)
@@ -73,8 +83,14 @@ def fetch(sources: Sequence[Source], downloads: Downloads) -> list[Path]:
     return [source.path for source in sources]
 
 
-def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Source, None, None]:
+def fetch_each(
+    sources: Sequence[Source],
+    downloads: Downloads,
+    on_missing: Callable[[Source, MissingError], None] | None = None,
+) -> Generator[Source, None, None]:
     """Yield each source as soon as its file is there with the right digest, while others are still on their way.
+
+    `on_missing` is told of a file that no address has, which is an error without it.
 
     Raises:
         InputError: at once: too little disk space, or missing files under `offline`. After everything else was
@@ -93,7 +109,9 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
             jobs = {pool.submit(_have, source, downloads, digests, bar, stop): source for source in sources}
             try:
                 for job in as_completed(jobs):
-                    if isinstance(err := job.exception(), InputError):
+                    if isinstance(err := job.exception(), MissingError) and on_missing:
+                        on_missing(jobs[job], err)
+                    elif isinstance(err, InputError):
                         errors.append(err)
                     else:
                         job.result()
@@ -102,7 +120,7 @@ def fetch_each(sources: Sequence[Source], downloads: Downloads) -> Generator[Sou
                 stop.set()
                 pool.shutdown(cancel_futures=True)
     if errors:
-        raise InputError(f"{errors[0]}" + (f" (and {len(errors) - 1} more files failed)" if errors[1:] else ""))
+        raise FailuresError([str(err) for err in errors])
 
 
 def _have(source: Source, downloads: Downloads, digests: dict[str, str], bar: Any, stop: threading.Event) -> None:

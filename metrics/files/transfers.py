@@ -25,6 +25,7 @@ from metrics.files.writing import raise_if_full, write_json
 ATTEMPTS = 5  # in a row without progress
 BACKOFF = 1.0  # seconds to wait after a first failure, doubled with each further one
 TRANSIENT = (408, 429, 500, 502, 503, 504)
+GONE = (404, 410)  # the file is not there, and trying again will not bring it
 TIMEOUT = (15, 60)  # seconds to connect, and between two pieces of the answer
 CHUNK = 2**18
 CHECKPOINT = 16 * 2**20  # bytes between two notes of how much is sound
@@ -36,8 +37,21 @@ PAGE = re.compile(rb"<(!doctype html|html|head|body)\b", re.IGNORECASE)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
+class MissingError(InputError):
+    """No address has the file (404 or 410 from each)."""
+
+    def __init__(self, message: str, answers: Sequence[str]) -> None:
+        super().__init__(message)
+        #: What each said, `ADDRESS gave 404`.
+        self.answers = answers
+
+
 class _FailedError(Exception):
-    """This address does not give the file; another may."""
+    """This address does not give the file; another may. `status`: the HTTP status, where there is one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _TransientError(Exception):
@@ -101,9 +115,9 @@ class Transfer:
     def run(self, urls: Sequence[str]) -> str:
         """Fill `part` from the first address that gives the file; returns its sha256.
 
-        InputError: none gives it, with the answer of each, or the disk is full.
+        InputError: none gives it, with the answer of each, or the disk is full; MissingError: none has it.
         """
-        answers = []
+        answers, gone = [], []
         for url in urls:
             try:
                 found = self._persist(url)
@@ -116,8 +130,10 @@ class Transfer:
                 answers.append(f"{url}: sha256 is {found}, expected {self.expected}{self.origin}")
             except _FailedError as err:
                 answers.append(f"{url}: {err}")
+                gone += [f"{url} gave {err.status}"] if err.status in GONE else []
         remedy = f"mend that or put it at {self.source.place}"
-        raise InputError(f"cannot fetch {self.source.path.name}: {'; '.join(answers)}; {remedy}")
+        message = f"cannot fetch {self.source.path.name}: {'; '.join(answers)}; {remedy}"
+        raise MissingError(message, gone) if len(gone) == len(urls) else InputError(message)
 
     def discard(self) -> None:
         """Remove what is here."""
@@ -261,7 +277,7 @@ def _interpret(response: Any) -> _Answer:
     if status == 416:
         return _Answer((), -1, None, None)  # has no such range, so what is asked for is another version
     if status not in (200, 206):
-        raise _FailedError(f"{status} {response.reason}")
+        raise _FailedError(f"{status} {response.reason}", status)
     start, length = 0, headers.get("Content-Length", "")
     total = int(length) if length.isdigit() else None
     if status == 206:

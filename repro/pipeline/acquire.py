@@ -2,18 +2,33 @@
 what any study has made already, found by what it is, so that nothing is made twice on one disk."""
 
 import re
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from metrics.detectors import weights
-from metrics.files import Downloads, InputError, Source, fetch, fetch_each, folder_lock, link_or_copy, read_lock
+from metrics.files import (
+    Downloads,
+    FailuresError,
+    InputError,
+    MissingError,
+    Source,
+    fetch,
+    fetch_each,
+    folder_lock,
+    link_or_copy,
+    read_lock,
+)
 from metrics.machine import machine
 from repro import snapshots
 from repro.encoders import VAE_FILES, vae_folder, vae_revision
+from repro.guidance import Guided
+from repro.missing import note_missing, read_missing
+from repro.sampling.shards import verified
 from repro.study import OUT, Networks, Study
 
 SUFFIX = ".safetensors"
@@ -48,16 +63,26 @@ def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
     for path in {*folder.glob(f"*{suffix}")} - {*keep}:
         if OURS.fullmatch(path.stem):
             path.unlink()
+            verified(path).unlink(missing_ok=True)
 
 
-def networks(study: Study, item: Networks, folder: Path, settings: Downloads) -> list[Path]:
+def not_possible(study: Study, guided: Guided) -> str:
+    """Why a guided network of `study` cannot be had, a network that is missing; empty where nothing is known to be."""
+    for network in filter(None, (guided.active.main, guided.active.guide)):
+        folder, _, name = network.partition("/")
+        if reason := read_missing(study.out / "networks" / folder).get(name):
+            return reason
+    return ""
+
+
+def networks(study: Study, item: Networks, folder: Path, settings: Downloads, retry: bool = False) -> list[Path]:
     """The published networks of `item` in `folder` as .safetensors with the stems of the published names, and the VAE.
 
     Networks that another study has are linked instead of fetched again; those that the study no longer names are
     removed. The VAE comes from the study's Hugging Face `hub` into the cache of downloads. Raises InputError as
     `fetch_networks` does.
     """
-    paths = fetch_networks(item.files(), folder, settings, OUT)
+    paths = fetch_networks(item.files(), folder, settings, OUT, retry)
     clear(folder, SUFFIX, paths)
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in paths} - {""}:
         if not Path(name).is_dir():
@@ -67,15 +92,18 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads) ->
     return paths
 
 
-def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root: Path | None = None) -> list[Path]:
-    """Published networks as .safetensors in `folder`, each converted as soon as it is there.
+def fetch_networks(
+    names: Iterable[str], folder: Path, settings: Downloads, root: Path | None = None, retry: bool = False
+) -> list[Path]:
+    """Published networks as .safetensors in `folder`, each converted as soon as it is there; those that are there.
 
     `names` are paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
     `folder` receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again, and
-    what stands in the outputs `root` of all studies is linked. Raises InputError as `metrics.files.fetch_each` does,
-    for a file that is no network, and for a network there that comes from another source.
+    what stands in the outputs `root` of all studies is linked. Files that no address has are noted (`repro.missing`)
+    and not asked for again, except on `retry`. Raises InputError as `metrics.files.fetch_each` does, for a file that
+    is no network, and for a network there that comes from another source.
     """
-    digests = read_lock(settings.lock)
+    digests, reasons = read_lock(settings.lock), {} if retry else read_missing(folder)
     targets = {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
     wanted = []
     for name, target in targets.items():
@@ -87,32 +115,62 @@ def fetch_networks(names: Iterable[str], folder: Path, settings: Downloads, root
             for rest in folder.glob(f"{target.stem}.pkl*"):  # of a run that was killed when it had just converted it
                 if rest.suffix != ".lock":
                     rest.unlink(missing_ok=True)
-        elif not (root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)):
+        elif target.name not in reasons and not (
+            root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)
+        ):
             wanted.append(Source(name, target.with_suffix(".pkl"), check=snapshots.load_published))
-    with closing(fetch_each(wanted, settings)) as fetched:
-        for source in fetched:
-            snapshots.save(snapshots.load(source.path), targets[source.name])
-            source.path.unlink()
-    return list(targets.values())
+
+    def note(source: Source, err: MissingError) -> None:
+        reasons[targets[source.name].name] = f"{'; '.join(err.answers)} on {time.strftime('%Y-%m-%d')}"
+
+    try:
+        with closing(fetch_each(wanted, settings, note)) as fetched:
+            for source in fetched:
+                snapshots.save(snapshots.load(source.path), targets[source.name])
+                source.path.unlink()
+    finally:
+        absent = {path.name for path in targets.values() if not path.exists()}
+        note_missing(folder, {name: reason for name, reason in reasons.items() if name in absent})
+    return [path for path in targets.values() if path.name not in absent]
 
 
 def _is_made_from(path: Path, digest: str) -> bool:
     return bool(snapshots.read_metadata(path).get("source_sha256") == digest)
 
 
-def everything(study: Study, offline: bool = False, allow_http: bool = False) -> list[Path]:
-    """Fetch all that the stages of `study` will, for machines without a network; returns the folders.
+def everything(
+    study: Study, offline: bool = False, allow_http: bool = False, retry: bool = False
+) -> tuple[list[Path], list[str], list[str]]:
+    """Fetch all that the stages of `study` will, for machines without a network.
 
-    `offline`: download nothing, but say what is missing and where to put it. `allow_http`: at first use too.
+    Returns the folders, what no address has, and what failed; a failure does not keep it from the rest. `offline`:
+    download nothing, but say what is missing and where to put it. `allow_http`: at first use too. `retry`: ask again
+    for what no address had.
     """
     settings = downloads(study, offline, allow_http)
+    fetched = {key: partial(networks, study, item, retry=retry) for key, item in study.networks.items()}
     work: dict[Path, Callable[[Path, Downloads], object]] = {
-        **{study.out / "networks" / key: partial(networks, study, item) for key, item in study.networks.items()},
+        **{study.out / "networks" / key: obtain for key, obtain in fetched.items()},
         **{study.out / "data" / key: data.made.prepare for key, data in study.datasets.items()},
     }
+    absent: list[str] = []
+    failures: list[str] = []
     for folder, obtain in work.items():
-        with folder_lock(folder):
+        with _noted(failures), folder_lock(folder):
             obtain(folder, settings)
+        absent += [f"{folder / name}: {reason}" for name, reason in read_missing(folder).items()]
     for detector in study.evaluate.detectors:
-        weights.ensure(detector, settings.offline)
-    return list(work)
+        with _noted(failures):
+            weights.ensure(detector, settings.offline)
+    return list(work), absent, failures
+
+
+@contextmanager
+def _noted(failures: list[str]) -> Iterator[None]:
+    """Add what goes wrong inside to a list."""
+    try:
+        yield
+    except FailuresError as err:
+        failures += err.failures
+    except InputError as err:
+        failures.append(str(err))

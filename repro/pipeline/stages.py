@@ -3,7 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +13,19 @@ import numpy as np
 import torch
 
 from metrics import distributed
-from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256_file, write_json, write_npz
+from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256_file, write_json, write_npz, write_text
 from metrics.machine import machine
 from repro import ema, snapshots
 from repro.guidance import Guided
-from repro.pipeline import acquire
+from repro.missing import note_missing, read_missing
+from repro.pipeline import acquire, pulled
 from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest
 from repro.pixels import image_grid
 from repro.rows import MEASURES, gather_rows, write_rows
 from repro.sampling.batches import grouped
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_code, load_pair
-from repro.sampling.shards import IMAGES, Form, generate, read_shard, shard_name
+from repro.sampling.shards import IMAGES, Form, generate, read_shard, shard_name, verified
 from repro.study import Study, Sweep, parse_seeds, schema
 from repro.toy import pipeline as toy
 from repro.training.loop import train
@@ -40,6 +41,12 @@ SHARED = ("train", "networks", "generate", "features", "sweep")
 ALL_GPUS = "torchrun --standalone --nproc-per-node=gpu"
 #: Environment variable of a stage that was started by the launcher.
 LAUNCHED = "REPRO_LAUNCHED"
+#: Left beside networks that are averages of published ones.
+LICENCE = """Averages of weights published by NVIDIA with the papers "Analyzing and Improving the Training Dynamics of
+Diffusion Models" and "Guiding a Diffusion Model with a Bad Version of Itself", made by post-hoc EMA as described there.
+As adapted material they are under the licence of those weights: Creative Commons
+Attribution-NonCommercial-ShareAlike 4.0, https://creativecommons.org/licenses/by-nc-sa/4.0/
+"""
 
 STAGES: dict[str, Callable[[Study, str], None]] = {}
 
@@ -116,6 +123,7 @@ def run_train(study: Study, key: str, item: schema.Train, folder: Path) -> None:
 def run_networks(study: Study, key: str, item: schema.Networks, folder: Path) -> None:
     """Fetch the published networks of one training run."""
     if distributed.rank() == 0:
+        pulled.refuse_fetching(study, key, folder)
         acquire.networks(study, item, folder, acquire.downloads(study))
     distributed.barrier()
 
@@ -132,11 +140,17 @@ def run_reconstruct(study: Study, key: str, item: schema.Reconstruct, folder: Pa
     source, digest = study.out / "networks" / item.source, functools.cache(sha256_file)
     wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
     missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
-    if missing:
+    lost = next(iter(read_missing(source).values()), "")
+    note_missing(folder, {path.name: lost for path in wanted.values()} if lost else {})
+    if lost:
+        print(f"{key}: not possible: {lost}")
+    elif missing:
         paths, nimg = sorted(source.glob("*.safetensors")), snapshots.kimg_to_nimg(item.kimg)
         for std, snapshot in ema.reconstruct(paths, missing, nimg).items():
             snapshots.save(snapshot, wanted[std])
-    acquire.clear(folder, ".safetensors", wanted.values())
+    if item.source in study.networks:
+        write_text(folder / "LICENSE", LICENCE)
+    acquire.clear(folder, ".safetensors", [] if lost else wanted.values())
 
 
 def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bool:
@@ -162,11 +176,26 @@ def study_pair(study: Study, guided: Guided, device: torch.device) -> Pair:
 @stage("generate", "samples", "generate")
 def run_generate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Shards of images of one configuration; where a study keeps none, those that the report shows."""
+    if _is_skipped(study, key, item, folder, IMAGES):
+        return
     pair, seeds = study_pair(study, item.guided, distributed.device()), item.all_seeds()
+    if not any(folder.glob(f"*{IMAGES.suffix}")):
+        pulled.refuse_sampling(study, key, pair)
     if study.shards.keep_images:
         _sample(study, pair, seeds, folder, key, IMAGES)
     else:
         _sample(study, pair, grouped(seeds, study.shards.size)[0][:PREVIEW], folder, "", IMAGES)
+
+
+def _is_skipped(study: Study, key: str, item: schema.Generate, folder: Path, form: Form) -> bool:
+    """Whether a configuration is not possible, of which a folder then holds nothing."""
+    reason = acquire.not_possible(study, item.guided)
+    if reason and distributed.rank() == 0:
+        acquire.clear(folder, form.suffix, [])
+        for name in (PREVIEW_FILE, GRID):
+            (folder / name).unlink(missing_ok=True)
+        print(f"{key}: not possible: {reason}", flush=True)
+    return bool(reason)
 
 
 def _sample(study: Study, pair: Pair, seeds: list[int], folder: Path, description: str, form: Form) -> list[Path]:
@@ -174,7 +203,7 @@ def _sample(study: Study, pair: Pair, seeds: list[int], folder: Path, descriptio
     if distributed.rank() == 0:
         _set_aside(folder, pair, form)
     distributed.barrier()
-    paths = generate(pair, seeds, folder, study.shards.size, description, form, acquire.borrow)
+    paths = generate(pair, seeds, folder, study.shards.size, description, form, acquire.borrow, not machine().verify)
     if distributed.rank() == 0:
         acquire.clear(folder, form.suffix, paths)
     return paths
@@ -192,12 +221,15 @@ def _set_aside(folder: Path, pair: Pair, form: Form) -> None:
             aside = folder.with_name(f"{folder.name}.{other}") / path.name
             aside.parent.mkdir(exist_ok=True)
             path.replace(aside)
+            verified(path).unlink(missing_ok=True)
             print(f"{path}: made with other settings, kept as {aside}")
 
 
 @stage("generate", "features", "features")
 def run_features(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Features of one configuration's images, from its shards or in their place, and the first images to be shown."""
+    if _is_skipped(study, key, item, folder, FeatureShards({})):
+        return
     samples, device = study.out / "samples" / key, distributed.device()
     form = FeatureShards(load_detectors(study.evaluate.detectors, study.out / "references" / item.data, device))
     groups = grouped(item.all_seeds(), study.shards.size)
@@ -217,6 +249,11 @@ def run_features(study: Study, key: str, item: schema.Generate, folder: Path) ->
 @stage("generate", "results", "evaluate")
 def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Every metric of one configuration, per seed block, from its features."""
+    reason = acquire.not_possible(study, item.guided)
+    note_missing(folder, {"": reason} if reason else {})
+    if reason:
+        write_rows(folder / MEASURES, [])
+        return
     evaluate, features, place = study.evaluate, study.out / "features" / key, study.out / "references" / item.data
     reference, shards = load_reference(place, evaluate), grouped(item.all_seeds(), study.shards.size)
     networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if evaluate.options.needs_network else {}
@@ -245,7 +282,8 @@ def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
     form = FeatureShards(load_detectors(evaluate.detectors, place, device))
     common = {"study": study.study, "configuration": key, "method": sweep.method, "axis": sweep.axis}
     parts = []
-    points = ((value, pair, block) for value, pair in _pairs(study, sweep, device) for block in sweep.seeds)
+    lost = {value: reason for value in sweep.values if (reason := acquire.not_possible(study, sweep.at(value)))}
+    points = ((value, pair, block) for value, pair in _pairs(study, sweep, lost, device) for block in sweep.seeds)
     for number, (value, pair, block) in enumerate(points):
         part = folder / "points" / f"{point_digest(pair.digest, block, reference, evaluate, form.origin)[:16]}.csv"
         columns = common | {"block": block, "axis_value": value}
@@ -259,7 +297,10 @@ def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
             shutil.rmtree(shards)
     distributed.barrier()
     if distributed.rank() == 0:
-        gather_rows(parts, folder / MEASURES)
+        note_missing(folder, {f"{value:g}": reason for value, reason in lost.items()})
+        found = gather_rows(parts, folder / MEASURES)
+        shown = found[["configuration", "axis_value", "block", "metric", "value"]]
+        print(*(" ".join(map(str, row)) for row in shown.to_numpy()), sep="\n", flush=True)
 
 
 def _is_measured(part: Path) -> bool:
@@ -269,9 +310,10 @@ def _is_measured(part: Path) -> bool:
     return bool(distributed.all_reduce_sum(np.array([float(part.exists())]))[0] == distributed.world_size())
 
 
-def _pairs(study: Study, sweep: Sweep, device: torch.device) -> Iterator[tuple[float, Pair]]:
-    """The values of a sweep with their networks; all weights share one loaded pair."""
-    if sweep.axis != "guidance":
-        return ((value, study_pair(study, sweep.at(value), device)) for value in sweep.values)
-    pair = study_pair(study, sweep.at(next((value for value in sweep.values if value != 1), 1.0)), device)
-    return ((value, pair.at(value)) for value in sweep.values)
+def _pairs(study: Study, sweep: Sweep, lost: Container[float], device: torch.device) -> Iterator[tuple[float, Pair]]:
+    """The values of a sweep with their networks, but the `lost` ones; all weights share one loaded pair."""
+    values = [value for value in sweep.values if value not in lost]
+    if sweep.axis != "guidance" or not values:
+        return ((value, study_pair(study, sweep.at(value), device)) for value in values)
+    pair = study_pair(study, sweep.at(next((value for value in values if value != 1), 1.0)), device)
+    return ((value, pair.at(value)) for value in values)

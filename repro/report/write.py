@@ -15,6 +15,8 @@ from repro.verdicts import measures, published
 RESULTS, README = Path("results"), Path("README.md")
 LISTING = "files.json"  # in a folder: the names of what we wrote there
 PUBLISHED = (".csv", ".md", ".png")
+METRICS = "metrics.json"  # what DVC shows
+SUMMARY = "summary.txt"  # what `make repro` ends with
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 README_FIGURES = ("toy-figure1", "digits-samples", "sensitivity-guidance")
 CAPTIONS = {
@@ -31,12 +33,14 @@ CAPTIONS = {
 }
 
 
-def report(study: Study) -> Path:
-    """Write tables, figures and report.html of what is measured so far; returns the folder out/STUDY/report.
+def report(study: Study, partial: bool = False) -> Path:
+    """Write tables, figures and report.html of what is measured; returns the folder out/STUDY/report.
 
-    Also writes out/STUDY/metrics.json and out/STUDY/sensitivity.csv, which DVC shows. A study that is half run
-    gives a report that says what is missing. Raises InputError for a broken result file.
+    Also writes out/STUDY/metrics.json and out/STUDY/sensitivity.csv, which DVC shows. With `partial` a study that is
+    half run gives a report that says what is missing. Raises InputError for a broken result file, or an absent one.
     """
+    if not partial:
+        measures.refuse_gaps(study)
     folder = study.out / "report"
     found = measures.read(study)
     summary = measures.summarise(study, found)
@@ -44,7 +48,7 @@ def report(study: Study) -> Path:
     previews = gallery.read_previews(study)
     others = _clear(folder)
     curves, measured = measures.curves(summary), summary.drop(columns=["axis", "axis_value"])
-    write_json(study.out / "metrics.json", measures.dvc_metrics(summary))
+    write_json(study.out / METRICS, measures.dvc_metrics(study, summary))
     write_csv(study.out / "sensitivity.csv", curves.dropna(subset=["mean"]).drop(columns="reason"))
     images = measured[measured["section"] == "generate"]
     rows = {
@@ -59,6 +63,7 @@ def report(study: Study) -> Path:
             tables.write(table, rows[table.name], folder)
     drawn = gallery.draw_figures(study, folder, summary, previews)
     write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
+    write_text(folder / SUMMARY, _summary(study, folder))
     _list(folder, others)
     return folder
 
@@ -102,17 +107,20 @@ def written_tables(study: Study, folder: Path) -> list[Table]:
 
 def summary(study: Study) -> str:
     """Tables of the last `report` as plain text, and where its figures are. Raises InputError without a report."""
-    folder = _written(study)
+    return (_written(study) / SUMMARY).read_text(encoding="utf-8")
+
+
+def _summary(study: Study, folder: Path) -> str:
     parts = [
         f"{table.title}\n\n{views.to_text(tables.read_view(table, folder))}" for table in written_tables(study, folder)
     ]
     pictures = "".join(f"  {path}\n" for path in sorted(folder.glob("*.png")))
-    return "\n\n".join([*parts, f"Figures\n{pictures}Report: {folder / 'report.html'}"])
+    return "\n\n".join([*parts, f"Figures\n{pictures}Report: {folder / 'report.html'}\n"])
 
 
 def _written(study: Study) -> Path:
     folder = study.out / "report"
-    if not (folder / "report.html").exists():
+    if not (folder / SUMMARY).exists():
         raise InputError(f"{folder}: no report yet; run `dvc repro` or `python -m repro report`")
     return folder
 
@@ -130,7 +138,8 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
         if path.suffix in PUBLISHED:
             shutil.copyfile(path, target / path.name)
     write_csv(target / MEASURES, measures.read(study))
-    _list(target, others - {path.name for path in folder.iterdir()} - {MEASURES})
+    shutil.copyfile(study.out / METRICS, target / METRICS)
+    _list(target, others - {path.name for path in folder.iterdir()} - {MEASURES, METRICS})
     if study.study == "default":
         write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
     return target

@@ -1,11 +1,14 @@
 """What a study measured so far: rows of all its result folders, and their summary over seed blocks."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from metrics.files import InputError
+from metrics.names import space
+from repro.missing import read_missing
 from repro.rows import COLUMNS, MEASURES, read_rows, settings
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
@@ -15,6 +18,7 @@ STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
 DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
 ORIGIN = [*DIGESTS, "device", "versions", "commit"]
+SHOWN = 20  # values of a study in `dvc metrics show`
 CURVE = ["configuration", "method", "axis", "axis_value", "metric", *STATISTICS, "reason"]
 SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
 
@@ -46,7 +50,28 @@ def read(study: Study) -> pd.DataFrame:
         (name, result_file(study, key)) for name in ("toy", "generate", "sweeps") for key in getattr(study, name)
     ]
     frames = [read_rows(path).assign(section=name) for name, path in sections if path.exists()]
+    frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "section"])
+
+
+def refuse_gaps(study: Study) -> None:
+    """Raise InputError where a result that the study names is not there, so that no report is shorter unnoticed."""
+    absent = [key for key in entries(study) if not result_file(study, key).exists()]
+    if absent:
+        stages = {"toy": "toy", "generate": "evaluate", "sweeps": "sweep"}
+        stage = next(name for section, name in stages.items() if absent[0] in getattr(study, section))
+        others = f" and {len(absent) - 1} others are" if absent[1:] else " is"
+        raise InputError(
+            f"{result_file(study, absent[0])}{others} not there; `dvc checkout`, `dvc pull` or "
+            f"`dvc repro -s {stage}@{absent[0]}` brings it back, and --partial goes on without"
+        )
+
+
+def why_missing(study: Study, entry: str, value: float | None = None) -> str:
+    """Why there is nothing of an entry, or of one place on its curve; empty where nothing is missing for good."""
+    found = read_missing(result_file(study, entry).parent)
+    reason = found.get("" if value is None else f"{value:g}", "")
+    return reason and f"not possible: {reason}"
 
 
 def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +86,8 @@ def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         ours = section[section["configuration"] == place["configuration"]]
         if "axis" in place:
             ours = ours[ours["axis_value"] == place["axis_value"]]
-        absent = {"reason": "not measured" if result_file(study, entry).exists() else "not run"}
+        why = why_missing(study, entry, place.get("axis_value"))
+        absent = {"reason": why or ("not measured" if result_file(study, entry).exists() else "not run")}
         names = TOY_NAMES if entry in study.toy else study.evaluate.names
         for name in dict.fromkeys([*names, *section["metric"]]):
             group = ours[ours["metric"] == name]
@@ -111,8 +137,17 @@ def curves(summary: pd.DataFrame) -> pd.DataFrame:
     return summary.loc[summary["section"] == "sweeps", CURVE]
 
 
-def dvc_metrics(summary: pd.DataFrame) -> dict[str, dict[str, dict[Hashable, float]]]:
-    """configuration -> metric -> mean, min and spread of what was measured (spread only for several blocks)."""
-    rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()].set_index("metric")
-    cells = rows.groupby("configuration", sort=False)[["mean", "min", "spread"]]
-    return {str(key): {str(name): cell.dropna().to_dict() for name, cell in of.iterrows()} for key, of in cells}
+def dvc_metrics(study: Study, summary: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """configuration -> metric -> mean over seed blocks: what `dvc metrics` and `dvc exp` show, at most `SHOWN` values.
+
+    First what the study's claims and published values are about, then the first detector's distance of the rest.
+    """
+    cells = [(key, claim.metric) for claim in study.claims for key in (claim.better, claim.than)]
+    cells += [(key, item.metric) for key, item in study.published.items()]
+    cells += [(key, space(name).distance) for name in study.evaluate.detectors[:1] for key in study.generate]
+    rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()]
+    means = rows.set_index(["configuration", "metric"])["mean"]
+    found: dict[str, dict[str, float]] = {}
+    for key, name in [cell for cell in dict.fromkeys(cells) if cell in means.index][:SHOWN]:
+        found.setdefault(key, {})[name] = float(means[key, name])
+    return found

@@ -17,7 +17,7 @@ from repro.verdicts import claims, measures
 from repro.verdicts.claims import FAILS, NOT_COMPARABLE, NOT_RUN
 
 REPRODUCED, BETTER, OFF = "reproduced", "better", "off"
-NOT_POSSIBLE = "not possible from public files"
+NOT_POSSIBLE = "not possible"
 BLOCKS, STEPS = 3, 32
 ROUNDING = 0.005  # of values printed with two decimals
 TIE = 0.02  # two published values closer than this are not ordered
@@ -90,6 +90,8 @@ def _cell(study: Study, key: str, found: pd.DataFrame) -> Cell:
     tolerance = "{:+.2f} to {:+.2f}".format(*band(item.value, item.metric))
     cell = Cell(study.study, item.table, item.row, key, item.metric, item.value, tolerance=tolerance)
     rows = found[found["metric"] == item.metric]
+    if rows.empty and (why := measures.why_missing(study, key)):
+        return replace(cell, verdict=NOT_POSSIBLE, reason=why.removeprefix("not possible: "))
     if rows.empty:
         detectors = sorted(set(found["detector"]))
         if detectors and item.metric not in [space(name).distance for name in detectors]:
@@ -145,16 +147,18 @@ def all_claims(study: Study, found: pd.DataFrame, summary: pd.DataFrame) -> pd.D
     return claims.table(own + orders + claims.judge_curves(study.curve_claims, measures.curves(summary)))
 
 
-def verify(study: Study, echo: Callable[[str], None] = print) -> int:
+def verify(study: Study, echo: Callable[[str], None] = print, partial: bool = False) -> int:
     """Judge everything measured; writes out/STUDY/published.csv and verdicts.csv.
 
-    Raises InputError for a broken file, and where nothing is measured yet.
+    Raises InputError for a broken file, where nothing is measured yet, and where a result is absent unless `partial`.
 
     Returns the exit code: 1 if a comparable value is off or a claim that was tested does not hold, else 0.
     """
     found = measures.read(study)
     if not len(found):
         raise InputError(f"{study.out / 'results'}: nothing is measured yet, so nothing can be judged; run `dvc repro`")
+    if not partial:
+        measures.refuse_gaps(study)
     cells, tested = judge(study, found), all_claims(study, found, measures.summarise(study, found))
     write_csv(study.out / "published.csv", cells)
     write_csv(study.out / "verdicts.csv", tested)
@@ -162,6 +166,8 @@ def verify(study: Study, echo: Callable[[str], None] = print) -> int:
         measured = "" if pd.isna(row["measured_min"]) else f"{row['measured_min']:.2f} "
         why = f" ({row['reason']})" if row["reason"] else ""
         echo(f"{row['verdict']:30} {row['configuration']} {row['metric']}: {measured}published {row['published']}{why}")
+    if not len(cells) and not len(tested):
+        echo(f"{study.study} has neither published values nor claims; nothing was judged")
     for row in tested.to_dict("records"):
         echo(f"{row['verdict']:30} {row['claim']}")
     return int((cells["verdict"] == OFF).any() or (tested["verdict"] == FAILS).any())

@@ -78,7 +78,7 @@ def judged(out: Path) -> None:
 
 
 def waived_judged(out: Path) -> None:
-    edit(out / "published.csv", lambda rows: rows.replace("not possible from public files", "not run"))
+    edit(out / "published.csv", lambda rows: rows.replace("not possible", "not run"))
 
 
 def cell_lost(out: Path) -> None:
@@ -118,7 +118,7 @@ DAMAGES = {
     warning_lost: "does not say 'meaningless'",
     label_lost: "without a warning",
     table_lost: "was not written",
-    metric_renamed: "fid: mean without a warning",
+    metric_renamed: "fid without a warning",
 }
 
 

@@ -1,5 +1,6 @@
 """The command line: what users type, and what they see when it is wrong."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from metrics.files import InputError
 from repro import __main__ as command_line
+from repro.pipeline import cleaning
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,7 +64,39 @@ def test_the_active_study_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_quick_look_makes_a_shard_and_a_grid(golden: Path, tmp_path: Path) -> None:
     networks = ["--main", str(golden / "main.pkl"), "--guide", str(golden / "guide.pkl"), "--guidance", "2"]
     run("generate", *networks, "--seeds", "0-3", "--steps", "2", "--batch-size", "4", "--out", str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"000000-000003.zip", "grid.png"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"000000-000003.zip", "grid.png"}
+
+
+def test_what_lies_on_the_disk_is_said_and_removed_by_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    sizes = {
+        "samples/a/000000-000999.zip": 3000,
+        "samples/a/notes.zip": 10,
+        "samples/a.0123456789ab/000000-000999.zip": 2000,
+        "features/a/000000-000999.npz": 1000,
+        "results/a/measures.csv": 500,
+    }
+    for name, size in sizes.items():
+        path = tmp_path / "out" / "x" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    (tmp_path / ".dvc" / "cache").mkdir(parents=True)
+    os.link(tmp_path / "out/x/results/a/measures.csv", tmp_path / ".dvc/cache/measures")  # counts once
+    found = cleaning.sizes(cleaning.places())
+    assert found == {"aside": 2000, "images": 3010, "networks": 0, "results": 1500, "dvc": 0, "cache": 0}
+    run("clean", "aside", "images")
+    assert "0.000 GB  aside" in capsys.readouterr().out
+    left = {str(path.relative_to(tmp_path / "out" / "x")) for path in (tmp_path / "out").rglob("*.*") if path.is_file()}
+    assert {name for name in left if not name.endswith(".lock")} == sizes.keys() - {
+        "samples/a/000000-000999.zip",
+        "samples/a.0123456789ab/000000-000999.zip",
+    }
+    assert not (tmp_path / "out/x/samples/a.0123456789ab").exists()
+    with pytest.raises(InputError, match="results: is not removed here"):
+        cleaning.clean(["results"])
 
 
 def test_reconstruction_from_published_snapshots_writes_a_network(golden: Path, tmp_path: Path) -> None:

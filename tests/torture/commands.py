@@ -28,6 +28,7 @@ PATIENCE = 120  # seconds that a command may take, and 20 that its children may 
 NETWORKS = [f"posthoc-reconstructions/edm2-img64-xs-0134217-0.{std}.pkl" for std in (110, 135, 150)]
 SEARCH = ["--main", "mini-main-run", "--guide", "mini-guide-run", "--data", "mini-digits", "--settings", "search.yaml"]
 BLOCKS = {"seeds": "2048-2111", "fresh": ["2112-2175", "2176-2239"], "guide_kimg": [1]}
+SHORT = {"total_nimg": 1024, "checkpoint_nimg": 256, "log_nimg": 256}  # of the training that is ended
 KEPT = ["--cache", "kept", "--json", "a.json"]
 TINT = ["--plugin", "tests.hostile.plugin", "--detectors", "tint"]
 
@@ -121,7 +122,9 @@ def prepare(folder: Path, server: Server, images: int = 2000) -> Path:
     server.files |= {f"/{name}": fixtures.network(name) for name in NETWORKS}
     fetched = study | {key: {} for key in ("data", "train", "reconstruct", "generate", "sweeps")}
     fetched |= {"study": "fetched", "sources": [server.base], "networks": {"fetched-xs": {"fetch": NETWORKS}}}
-    (folder / "fetched.yaml").write_text(yaml.safe_dump(fetched | {"evaluate": {"detectors": []}}))
+    (folder / "fetch.yaml").write_text(yaml.safe_dump(fetched | {"evaluate": {"detectors": []}}))
+    study["train"]["mini-main-run"]["config"] |= SHORT
+    (folder / "train.yaml").write_text(yaml.safe_dump(study))
     return folder
 
 
@@ -130,7 +133,8 @@ def copied(made: Path, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True)
     for file in ("search.yaml", "reference.npz", "images.tar.gz"):
         shutil.copy(made / file, folder)
-    shutil.copy(made / ("fetched.yaml" if name == "fetch" else "params.yaml"), folder / "params.yaml")
+    study = made / f"{name}.yaml"
+    shutil.copy(study if study.exists() else made / "params.yaml", folder / "params.yaml")
     (folder / "images").symlink_to(made / "images")
     for part in COMMANDS[name].needs:
         shutil.copytree(made / "out/mini" / part, folder / "out/mini" / part)

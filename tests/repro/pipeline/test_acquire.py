@@ -1,14 +1,16 @@
 """What a study takes from outside, from a server at hand."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from metrics.files import Downloads, InputError, read_lock
+from metrics.files import Downloads, InputError, read_lock, transfers
 from repro import snapshots
+from repro.missing import read_missing
 from repro.pipeline import acquire
 from repro.pipeline.acquire import everything, fetch_networks, networks
 from repro.sampling.pairs import Sharding, Solver
@@ -91,12 +93,59 @@ def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_g
     made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": {"tiny": both}}
     study = Study(**empty | made, sources=[server.base])
     folder = study.out / "networks" / "tiny"
-    assert everything(study) == [folder]
+    assert everything(study) == ([folder], [], [])
     before = len(server.requests)
     monkeypatch.setenv("REPRO_OFFLINE", "1")
     assert len(networks(study, both, folder, acquire.downloads(study))) == 2
     assert networks(study, first, folder, acquire.downloads(study)) == list(folder.glob("*.safetensors"))
     assert len(server.requests) == before
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_network_that_no_address_has_is_noted_and_asked_for_again_only_on_retry(
+    server: Server, downloads: Downloads, tmp_path: Path, status: int
+) -> None:
+    gone, there = (path.removeprefix("/") for path in list(server.files)[:2])
+    server.faults[f"/{gone}"] = [status] * 2
+    (path,) = fetch_networks([gone, there], tmp_path, downloads)
+    target = Path(gone).with_suffix(".safetensors").name
+    assert path.name == Path(there).with_suffix(".safetensors").name
+    assert read_missing(tmp_path) == {target: f"{server.base}/{gone} gave {status} on {time.strftime('%Y-%m-%d')}"}
+    asked = len(server.gets(f"/{gone}"))
+    assert fetch_networks([gone, there], tmp_path, downloads) == [path]
+    assert len(server.gets(f"/{gone}")) == asked
+    assert fetch_networks([gone, there], tmp_path, downloads, retry=True) == [path]  # it is still not there
+    assert len(fetch_networks([gone, there], tmp_path, downloads, retry=True)) == 2
+    assert read_missing(tmp_path) == {}
+
+
+@pytest.mark.parametrize("faults", [[403], [503] * 9, [404, 403]])
+def test_other_failures_are_no_outcome(
+    server: Server, downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: list[int]
+) -> None:
+    """A mirror that fails may have the file, whatever another one says."""
+    monkeypatch.setattr(transfers, "BACKOFF", 0.0)
+    server.faults[f"/{NAME}"] = list(faults)
+    with pytest.raises(InputError, match=r"cannot fetch tiny-0000032-0\.050\.pkl"):
+        fetch_networks([NAME], tmp_path / "new", replace(downloads, bases=[server.base] * (2 if 404 in faults else 1)))
+    assert read_missing(tmp_path / "new") == {}
+
+
+def test_fetching_ahead_goes_through_everything_and_says_what_failed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gone, refused, there, broken = (path.removeprefix("/") for path in list(server.files)[:4])
+    server.faults |= {f"/{gone}": [404], f"/{refused}": [403], f"/{broken}": [("bytes", b"no pickle")]}
+    empty = {key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "sweeps")}
+    sets = {"first": Networks(fetch=[gone, refused, broken]), "second": Networks(fetch=[there])}
+    made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": sets}
+    folders, absent, failures = everything(Study(**empty | made, sources=[server.base]))
+    assert len(list(folders[1].glob("*.safetensors"))) == 1
+    assert len(absent) == 1
+    assert f"/{gone} gave 404 on" in absent[0]
+    assert len(failures) == 2
+    assert any("403" in failure for failure in failures)
 
 
 def test_only_files_named_as_ours_are_cleared_away(tmp_path: Path) -> None:

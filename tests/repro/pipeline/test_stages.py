@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ import pytest
 import torch
 import yaml
 
-from metrics.files import InputError
+from metrics.files import InputError, transfers
+from repro import report as reporting
 from repro import snapshots
 from repro import study as studies
-from repro.pipeline import stages
-from repro.sampling import batches, features
+from repro.pipeline import acquire, stages
+from repro.sampling import batches, features, shards
 from repro.strict import build
 from repro.study import Study
+from repro.verdicts import published
+from tests.rehearsal.server import Server
 
 MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"
 
@@ -252,10 +257,12 @@ def test_two_runs_at_once_leave_the_shards_of_one(first: Study, golden: Path) ->
     runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [run.wait(120) for run in runs] == [0, 0], [run.stderr.read() for run in runs if run.stderr]
     folder = first.out / "samples" / "autoguidance"
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found = {path.name: path.read_bytes() for path in folder.glob("*.zip")}
+    others = {path.name for path in folder.iterdir()}
     shutil.rmtree(folder)
     stages.run_generate(first, "autoguidance")
-    assert found == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found == {path.name: path.read_bytes() for path in folder.glob("*.zip")}
+    assert others == {path.name for path in folder.iterdir()}
 
 
 FULL_DISK = """
@@ -291,6 +298,105 @@ def test_a_full_disk_is_said_and_the_rest_comes_when_there_is_room(
     stages.run_generate(first, "autoguidance")
     expected = {p.name: p.read_bytes() for p in (first.out / "samples" / "autoguidance").glob("*.zip")}
     assert {p.name: p.read_bytes() for p in (tmp_path / "result").iterdir()} == expected
+
+
+@pytest.fixture
+def without_guide(golden: Path, first: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
+    """A study whose guide no address has, but the next attempt finds it."""
+    monkeypatch.setattr(transfers, "BACKOFF", 0.0)
+    server = Server({f"/{name}.pkl": (golden / f"{name}.pkl").read_bytes() for name in ("main", "guide", "uncond")})
+    server.faults["/guide.pkl"] = [404]
+    published = {"autoguidance": {"table": "table1", "row": "S", "metric": "fid", "value": 1.34}}
+    lost = study(golden, "lost", sources=[server.base], published=published)
+    for part in ("data", "references"):
+        shutil.copytree(first.out / part, tmp_path / "alone" / lost.out / part)
+    monkeypatch.chdir(tmp_path / "alone")  # where no other study has the file
+    yield lost
+    server.close()
+
+
+def test_a_network_that_nobody_has_is_an_outcome(without_guide: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """What needs it is not possible, with the reason in every table; the rest goes on, and so does all on `--retry`."""
+    everything = ("unguided", "autoguidance", "autoguidance-weight", "cfg-weight")
+
+    def run_all() -> None:
+        stages.run_networks(without_guide, "nets")
+        for key in without_guide.generate:
+            stages.run_generate(without_guide, key)
+            measure(without_guide, key)
+        for key in without_guide.sweeps:
+            stages.run_sweep(without_guide, key)
+
+    run_all()
+    counts = {key: len(measures(without_guide, key)) for key in everything}
+    assert counts == {"unguided": 6, "autoguidance": 0, "autoguidance-weight": 6, "cfg-weight": 12}
+    for section in ("samples", "features"):
+        assert not [*(without_guide.out / section / "autoguidance").iterdir()]
+    reason = f"{without_guide.sources[0]}/guide.pkl gave 404 on {time.strftime('%Y-%m-%d')}"
+    report = reporting.report(without_guide)
+    assert f"not possible: {reason}" in (report / "digits.md").read_text()
+    assert f"not possible: {reason}" in (report / "sensitivity.md").read_text()
+    lines: list[str] = []
+    assert published.verify(without_guide, lines.append) == 0
+    assert lines == [f"{'not possible':30} autoguidance fid: published 1.34 ({reason})"]
+
+    folders, absent, failures = acquire.everything(without_guide, retry=True)
+    assert (absent, failures) == ([], [])
+    assert len(folders) == 2
+    run_all()
+    assert len(measures(without_guide, "autoguidance")) == len(measures(without_guide, "unguided"))
+    assert len(measures(without_guide, "autoguidance-weight")) == 12
+    found = without_guide.out / "results"
+    assert not [*found.glob("*/missing.json")]
+
+
+def test_networks_and_images_of_what_is_measured_are_not_made_again_unasked(first: Study) -> None:
+    for key in first.generate:
+        stages.run_generate(first, key)
+        measure(first, key)
+    for key in first.sweeps:
+        stages.run_sweep(first, key)
+    shutil.rmtree(first.out / "samples")
+    with pytest.raises(InputError, match=r"dvc repro --allow-missing.*remove out/first/features/unguided first"):
+        stages.run_generate(first, "unguided")
+    shutil.rmtree(first.out / "networks")
+    with pytest.raises(InputError, match=r"networks/nets: is empty.*dvc repro --allow-missing"):
+        stages.run_networks(first, "nets")
+    other = replace(first, sampler=replace(first.sampler, num_steps=4))
+    stages.run_networks(other, "nets")  # with other settings it is something else
+    stages.run_generate(other, "unguided")
+    assert [*(first.out / "samples" / "unguided").glob("*.zip")]
+
+
+def test_what_was_verified_and_has_not_changed_is_not_read_again(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.run_generate(first, "unguided")
+    calls = count_calls(monkeypatch, shards.ImageShards, "is_sound")
+    counts = []
+    for verify in ("", "", "1"):
+        monkeypatch.setenv("REPRO_VERIFY", verify)
+        stages.run_generate(first, "unguided")
+        counts.append(len(calls))
+    assert counts == [0, 0, 3]
+    shard = next((first.out / "samples" / "unguided").glob("0*.zip"))
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(content)
+    monkeypatch.setenv("REPRO_VERIFY", "")
+    stages.run_generate(first, "unguided")
+    assert len(calls) == 4  # it has changed
+
+
+def test_averages_of_published_networks_carry_their_licence(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"file://{path}" for path in sorted((golden / "raw-snapshots").glob("*.pkl"))]
+    kimg = max(snapshots.checked_name(Path(name).name).kimg for name in names)
+    wanted = {"tiny": {"source": "nets", "ema_stds": [0.07], "kimg": kimg}}
+    found = study(golden, networks={"nets": {"fetch": names}}, reconstruct=wanted, generate={}, sweeps={})
+    stages.run_networks(found, "nets")
+    stages.run_reconstruct(found, "tiny")
+    assert "by-nc-sa/4.0" in (found.out / "networks" / "tiny" / "LICENSE").read_text()
 
 
 def test_a_weight_needs_a_guide(first: Study) -> None:

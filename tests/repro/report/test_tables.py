@@ -26,7 +26,7 @@ def results():
         ("s-2", "fd_dinov2", 68.64, 0.06, "reproduced", "", "edm2-s"),
         ("s-autog-1", "fid", 1.34, 0.01, "reproduced", "", "edm2-s+autog"),
         ("s-autog-2", "fd_dinov2", 36.67, None, "not run", "not run", "edm2-s+autog"),
-        ("rin-fid", "fid", 1.23, None, "not possible from public files", "no public network", "rin"),
+        ("rin-fid", "fid", 1.23, None, "not possible", "no public network", "rin"),
     ]
     columns = ["configuration", "metric", "published", "difference", "verdict", "reason", "row"]
     table = pd.DataFrame(cells, columns=columns).assign(table="table1").reindex(columns=published.COLUMNS)
@@ -41,7 +41,7 @@ def test_measured_and_published_stand_in_the_layout_of_the_papers_table():
     assert lines[0][1:5] == ["2.55 (2.58 ± 0.02)", "2.56", "-0.01", "reproduced"]
     assert lines[1][1:8] == ["1.35 (1.37 ± 0.02)", "1.34", "+0.01", "reproduced", "2.1", "0.07", "0.125"]
     assert lines[1][8:12] == ["–", "36.67", "–", "not run"]
-    assert lines[2][1:5] == ["–", "1.23", "–", "not possible from public files"]
+    assert lines[2][1:5] == ["–", "1.23", "–", "not possible"]
     assert [row[1].best for row in view.rows] == [False, True, False]
     assert "rin-fid: no public network" in view.notes
     tex = views.to_latex(view, "table1", "x")

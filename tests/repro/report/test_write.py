@@ -15,7 +15,7 @@ from repro.report import report, summary
 from repro.report.tables import read_csv
 from repro.study import Published, schema
 from repro.verdicts import measures, published
-from tests.repro.fabricated import DIGESTS, NAMES, TOY
+from tests.repro.fabricated import DIGESTS, NAMES
 from tests.repro.report.conftest import HALF
 
 ROOT = Path(__file__).parents[3]
@@ -76,20 +76,35 @@ def test_the_best_value_of_a_column_is_marked_and_true_samples_do_not_compete(de
     assert "**-" not in (folder / "toy.md").read_text()  # no direction is better for the log-density
 
 
-def test_dvc_metrics_and_curves_hold_every_measured_value(default):
+def test_dvc_metrics_are_few_and_curves_hold_every_measured_value(default):
     tree = json.loads((default.out / "metrics.json").read_text())
-    assert set(tree) == set(default.generate) | {f"toy-{method}" for method in TOY}
-    assert set(tree["digits-cfg"]["recall_digits"]) == {"mean", "min", "spread"}
+    assert sum(map(len, tree.values())) <= 20
+    assert tree.keys() >= {*default.generate, "toy-autoguidance"}
+    raw = pd.read_csv(measures.result_file(default, "digits-autoguidance"))
+    for claim in default.claims:  # what the study is about comes first
+        assert claim.metric in tree[claim.better]
+    found = {name: raw.loc[raw["metric"] == name, "value"].mean() for name in tree["digits-autoguidance"]}
+    assert tree["digits-autoguidance"] == pytest.approx(found)
     curves = pd.read_csv(default.out / "sensitivity.csv")
     assert list(curves.columns) == [name for name in measures.CURVE if name != "reason"]
     assert len(curves) == sum(len(sweep.values) for sweep in default.sweeps.values()) * len(NAMES)
+
+
+def test_an_absent_result_is_no_shorter_report(default):
+    path = measures.result_file(default, "digits-cfg")
+    kept = path.rename(path.with_suffix(".kept"))
+    with pytest.raises(InputError, match=r"digits-cfg/measures\.csv is not there.*evaluate@digits-cfg.*--partial"):
+        report(default)
+    with pytest.raises(InputError, match="is not there"):
+        published.verify(default, print)
+    kept.rename(path)
 
 
 def test_a_half_run_study_says_what_is_missing(half):
     (half.out / "report").mkdir(parents=True)
     (half.out / "report" / "figure-of-a-former-run.png").write_bytes(b"")
     (half.out / "report" / "files.json").write_text('["figure-of-a-former-run.png"]')
-    folder = report(half)
+    folder = report(half, partial=True)
     assert not (folder / "figure-of-a-former-run.png").exists()
     rows = {row[0]: row for row in table_cells((folder / "digits.html").read_text())}
     assert rows["CFG"][-5:] == ["not run"] * 5
@@ -124,7 +139,7 @@ def test_published_values_come_first_in_the_report(half, monkeypatch):
         }
     )
     monkeypatch.setattr(published, "judge", lambda *_: cells.reindex(columns=published.COLUMNS))
-    folder = report(study)
+    folder = report(study, partial=True)
     page = (folder / "report.html").read_text()
     assert "1 of 2</b>published values: reproduced" in page
     assert page.index('id="table-table1"') < page.index('id="table-digits"')
@@ -136,7 +151,7 @@ def test_published_values_come_first_in_the_report(half, monkeypatch):
 def test_an_empty_study_still_gives_a_report(tmp_path, monkeypatch):
     monkeypatch.setattr(schema, "OUT", tmp_path)
     study = studies.load(ROOT / "studies" / "default.yaml")
-    folder = report(study)
+    folder = report(study, partial=True)
     assert f"0 of {len(measures.entries(study))}" in (folder / "report.html").read_text()
     assert json.loads((study.out / "metrics.json").read_text()) == {}
 
@@ -149,7 +164,7 @@ def test_a_broken_result_file_is_named_and_the_old_report_stays(half):
     for content, message in (("", "not a CSV of"), ("a,b\n1,2\n", "no column"), ('"torn', "not a CSV of")):
         path.write_text(content)
         with pytest.raises(InputError, match=f"{re.escape(str(path))}: {message}"):
-            report(half)
+            report(half, partial=True)
     assert (folder / "report.html").read_text() == "an earlier report"
 
 

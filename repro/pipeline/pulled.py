@@ -1,0 +1,66 @@
+"""A clone that was pulled has features and results, but no images: nothing is fetched or sampled again unasked."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from metrics.files import InputError
+from repro.guidance import Guided
+from repro.sampling.batches import grouped
+from repro.sampling.features import FeatureShards
+from repro.sampling.pairs import Configuration, Pair
+from repro.sampling.shards import Manifest, shard_name
+from repro.study import Study, schema
+
+
+def refuse_sampling(study: Study, key: str, pair: Pair) -> None:
+    """Raise InputError where features of `pair` stand here already of all images of a configuration."""
+    found = _manifests(study, key)
+    if found and all(manifest.digest == pair.digest for manifest in found):
+        _refuse(study.out / "samples" / key, [key], study)
+
+
+def refuse_fetching(study: Study, key: str, folder: Path) -> None:
+    """Raise InputError where all that a set of networks serves is measured, with the settings of now."""
+    if any(folder.glob("*.safetensors")):
+        return
+    used = [name for name, item in study.generate.items() if key in _sets(item)]
+    curves = [name for name, sweep in study.sweeps.items() if key in (sweep.main_set, sweep.guide_set)]
+    done = all(_is_measured(study, name) for name in used)
+    if (used or curves) and done and all((study.out / "results" / name).exists() for name in curves):
+        _refuse(folder, [*used, *curves], study)
+
+
+def _sets(item: schema.Generate) -> Iterable[str]:
+    """Ids of the networks of a configuration."""
+    return {str(network).split("/")[0] for network in (item.guided.main, item.guided.guide)}
+
+
+def _is_measured(study: Study, key: str) -> bool:
+    found, item = _manifests(study, key), study.generate[key]
+    settings = Configuration(_unnamed(item.guided.active), study.sampler)
+    return bool(found) and all(
+        replace(manifest.configuration, guided=_unnamed(manifest.configuration.guided)) == settings
+        for manifest in found
+    )
+
+
+def _unnamed(guided: Guided) -> Guided:
+    """The same of whatever networks."""
+    return replace(guided, main="main", guide=guided.guide and "guide")
+
+
+def _manifests(study: Study, key: str) -> list[Manifest]:
+    """Of the shards of features of a configuration; none where one is missing."""
+    form, folder = FeatureShards({}), study.out / "features" / key
+    groups = grouped(study.generate[key].all_seeds(), study.shards.size)
+    found = [(seeds, form.manifest(folder / shard_name(seeds, form.suffix))) for seeds in groups]
+    return [m for seeds, m in found if m and m.seeds == seeds] if all(m for _, m in found) else []
+
+
+def _refuse(folder: Path, keys: Iterable[str], study: Study) -> None:
+    features = ", ".join(str(study.out / "features" / key) for key in keys if key in study.generate)
+    raise InputError(
+        f"{folder}: is empty, but what it is for is measured already: `dvc repro --allow-missing` goes on without it; "
+        f"to make it again remove {features or 'what was measured with it'} first"
+    )
