@@ -85,7 +85,6 @@ def clean(names: Iterable[str], root: Path = OUT) -> None:
         with folder_lock(folder, wait=False):
             for suffix in KINDS[name].suffixes:
                 clear(folder, suffix, [])
-        if name == "aside":
-            with suppress(OSError):
-                folder.rmdir()
-                Path(f"{folder}.lock").unlink()
+        with suppress(OSError):
+            folder.rmdir()
+            Path(f"{folder}.lock").unlink()

@@ -1,6 +1,7 @@
 """A clone that was pulled has features and results, but no images: nothing is fetched or sampled again unasked."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,8 +60,10 @@ def _manifests(study: Study, key: str) -> list[Manifest]:
 
 
 def _refuse(folder: Path, keys: Iterable[str], study: Study) -> None:
+    with suppress(OSError):
+        folder.rmdir()  # to DVC an empty folder is no missing one
     features = ", ".join(str(study.out / "features" / key) for key in keys if key in study.generate)
     raise InputError(
-        f"{folder}: is empty, but what it is for is measured already: `dvc repro --allow-missing` goes on without it; "
+        f"{folder}: is not there, but what it is for is measured already: `dvc repro --allow-missing` goes on without it; "
         f"to make it again remove {features or 'what was measured with it'} first"
     )

@@ -102,6 +102,7 @@ def test_nothing_is_sampled_unasked(clone: Lab) -> None:
     said = clone.run("dvc", "repro", code=255)
     assert "dvc repro --allow-missing" in said
     assert not [*clone.folder.glob("out/mini/samples/*/*.zip")]
+    assert clone.repro("--allow-missing") == set()
 
 
 def test_a_deleted_result_comes_back_and_nothing_is_reported_without_it(lab: Lab, clone: Lab) -> None:

@@ -360,7 +360,7 @@ def test_networks_and_images_of_what_is_measured_are_not_made_again_unasked(firs
     with pytest.raises(InputError, match=r"dvc repro --allow-missing.*remove out/first/features/unguided first"):
         stages.run_generate(first, "unguided")
     shutil.rmtree(first.out / "networks")
-    with pytest.raises(InputError, match=r"networks/nets: is empty.*dvc repro --allow-missing"):
+    with pytest.raises(InputError, match=r"networks/nets: is not there.*dvc repro --allow-missing"):
         stages.run_networks(first, "nets")
     other = replace(first, sampler=replace(first.sampler, num_steps=4))
     stages.run_networks(other, "nets")  # with other settings it is something else
