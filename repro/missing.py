@@ -1,30 +1,39 @@
-"""What cannot be had for good, and what is not possible therefore: a note in the folder that it would be in."""
+"""What cannot be had for good, and what is not possible therefore: a note in the place where it would be.
+
+In the place of a network the note has the network's name, so that DVC finds what depends on it there.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from metrics.files import explained, write_json
+from metrics.files import InputError, write_json
 from repro.strict import build
 
-NOTE = "missing.json"
+NOTE = "missing.json"  # beside measures
+KEY = "missing"
+LONGEST = 2**20  # bytes of a note
 
 
-def read_missing(folder: Path) -> dict[str, str]:
-    """Why things are missing in a folder, by name: networks by file, values by place on a curve, or "" for all.
+def read_missing(path: Path) -> dict[str, str]:
+    """Why things are missing, if a file is a note of that: by place on a curve, or "" for all that would be here.
 
-    A reason is `ADDRESS gave 404 on DATE`. Raises InputError for a note that is none.
+    A reason is `ADDRESS gave 404 on DATE`. Raises InputError for a broken note.
     """
-    path = folder / NOTE
-    if not path.exists():
+    if not path.is_file() or path.stat().st_size > LONGEST:
         return {}
-    with explained(f"{path}: not a note of what is missing", "delete it", (OSError, ValueError)):
-        return build(dict[str, str], json.loads(path.read_text(encoding="utf-8")))
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        if path.name != NOTE:
+            return {}
+        raise InputError(f"{path}: not a note of what is missing; delete it") from None
+    return build(dict[str, str], found[KEY], str(path)) if isinstance(found, dict) and KEY in found else {}
 
 
-def note_missing(folder: Path, reasons: Mapping[str, str]) -> None:
-    """Leave the note, or none where nothing is missing."""
+def note_missing(path: Path, reasons: Mapping[str, str]) -> None:
+    """Leave a note; where nothing is missing any more, none."""
     if reasons:
-        write_json(folder / NOTE, dict(sorted(reasons.items())))
-    else:
-        (folder / NOTE).unlink(missing_ok=True)
+        write_json(path, {KEY: dict(sorted(reasons.items()))})
+    elif read_missing(path):
+        path.unlink()

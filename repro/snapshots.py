@@ -17,6 +17,7 @@ from metrics.files import InputError, atomic_write, explained, sha256_file
 from metrics.files.reading import NUMPY_GLOBALS, Inert, load_pickle
 from metrics.files.tensors import first, load_nested_tensors, load_state_dict, rebuild_tensor
 from repro import encoders
+from repro.missing import read_missing
 from repro.networks import Precond
 from repro.strict import build
 
@@ -109,6 +110,8 @@ def save(snapshot: Snapshot, path: str | Path) -> None:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Metadata of a .safetensors network, with construction arguments and encoder; InputError if it has none."""
+    if reasons := read_missing(Path(path)):
+        raise InputError(f"{path}: is not there, since {reasons.get('')}; `repro fetch --retry` asks again")
     with explained(f"{path}: not a sound safetensors file"), safe_open(path, "pt") as file:
         found = json.loads((file.metadata() or {}).get(METADATA, "null"))
     if not isinstance(found, dict):

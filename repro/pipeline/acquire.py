@@ -69,9 +69,8 @@ def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
 def not_possible(study: Study, guided: Guided) -> str:
     """Why a guided network of `study` cannot be had, a network that is missing; empty where nothing is known to be."""
     for network in filter(None, (guided.active.main, guided.active.guide)):
-        folder, _, name = network.partition("/")
-        if reason := read_missing(study.out / "networks" / folder).get(name):
-            return reason
+        if reasons := read_missing(study.out / "networks" / network):
+            return reasons[""]
     return ""
 
 
@@ -84,7 +83,8 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
     """
     paths = fetch_networks(item.files(), folder, settings, OUT, retry)
     clear(folder, SUFFIX, paths)
-    for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in paths} - {""}:
+    there = [path for path in paths if not read_missing(path)]
+    for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in there} - {""}:
         if not Path(name).is_dir():
             place = f"{name}/resolve/{vae_revision(name)}"
             files = [Source(f"{place}/{file}", vae_folder(name) / file) for file in VAE_FILES]
@@ -95,19 +95,24 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
 def fetch_networks(
     names: Iterable[str], folder: Path, settings: Downloads, root: Path | None = None, retry: bool = False
 ) -> list[Path]:
-    """Published networks as .safetensors in `folder`, each converted as soon as it is there; those that are there.
+    """Published networks as .safetensors in `folder`, each converted as soon as it is there.
 
     `names` are paths below the base addresses, such as `posthoc-reconstructions/edm2-img512-s-2147483-0.070.pkl`.
     `folder` receives RUN-KIMG-STD.safetensors; what stands there with the recorded digest is not fetched again, and
-    what stands in the outputs `root` of all studies is linked. Files that no address has are noted (`repro.missing`)
-    and not asked for again, except on `retry`. Raises InputError as `metrics.files.fetch_each` does, for a file that
-    is no network, and for a network there that comes from another source.
+    what stands in the outputs `root` of all studies is linked. In the place of what no address has is a note
+    (`repro.missing`), and it is not asked for again, except on `retry`. Raises InputError as
+    `metrics.files.fetch_each` does, for a file that is no network, and for a network there that comes from another
+    source.
     """
-    digests, reasons = read_lock(settings.lock), {} if retry else read_missing(folder)
+    digests = read_lock(settings.lock)
     targets = {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
     wanted = []
     for name, target in targets.items():
         recorded = digests.get(name)
+        if read_missing(target):
+            if not retry:
+                continue
+            target.unlink()
         if target.exists():
             if recorded and not _is_made_from(target, recorded):
                 found = snapshots.read_metadata(target).get("source_sha256")
@@ -115,23 +120,17 @@ def fetch_networks(
             for rest in folder.glob(f"{target.stem}.pkl*"):  # of a run that was killed when it had just converted it
                 if rest.suffix != ".lock":
                     rest.unlink(missing_ok=True)
-        elif target.name not in reasons and not (
-            root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)
-        ):
+        elif not (root and recorded and borrow(target, partial(_is_made_from, digest=recorded), root)):
             wanted.append(Source(name, target.with_suffix(".pkl"), check=snapshots.load_published))
 
     def note(source: Source, err: MissingError) -> None:
-        reasons[targets[source.name].name] = f"{'; '.join(err.answers)} on {time.strftime('%Y-%m-%d')}"
+        note_missing(targets[source.name], {"": f"{'; '.join(err.answers)} on {time.strftime('%Y-%m-%d')}"})
 
-    try:
-        with closing(fetch_each(wanted, settings, note)) as fetched:
-            for source in fetched:
-                snapshots.save(snapshots.load(source.path), targets[source.name])
-                source.path.unlink()
-    finally:
-        absent = {path.name for path in targets.values() if not path.exists()}
-        note_missing(folder, {name: reason for name, reason in reasons.items() if name in absent})
-    return [path for path in targets.values() if path.name not in absent]
+    with closing(fetch_each(wanted, settings, note)) as fetched:
+        for source in fetched:
+            snapshots.save(snapshots.load(source.path), targets[source.name])
+            source.path.unlink()
+    return list(targets.values())
 
 
 def _is_made_from(path: Path, digest: str) -> bool:
@@ -158,7 +157,7 @@ def everything(
     for folder, obtain in work.items():
         with _noted(failures), folder_lock(folder):
             obtain(folder, settings)
-        absent += [f"{folder / name}: {reason}" for name, reason in read_missing(folder).items()]
+        absent += [f"{path}: {why['']}" for path in sorted(folder.glob(f"*{SUFFIX}")) if (why := read_missing(path))]
     for detector in study.evaluate.detectors:
         with _noted(failures):
             weights.ensure(detector, settings.offline)

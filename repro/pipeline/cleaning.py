@@ -8,6 +8,7 @@ from pathlib import Path
 
 from metrics.files import InputError, cache_root, folder_lock
 from repro import snapshots
+from repro.missing import read_missing
 from repro.pipeline.acquire import clear
 from repro.study.schema import ID, OUT
 
@@ -53,7 +54,8 @@ def _kind(folder: Path) -> str:
         return "aside"
     if section == "networks":
         with suppress(InputError):
-            if any("source_sha256" in snapshots.read_metadata(path) for path in folder.glob("*.safetensors")):
+            files = [path for path in folder.glob("*.safetensors") if not read_missing(path)]
+            if files and all("source_sha256" in snapshots.read_metadata(path) for path in files):
                 return "networks"
     return "images" if section == "samples" else "results"
 

@@ -64,6 +64,6 @@ def _refuse(folder: Path, keys: Iterable[str], study: Study) -> None:
         folder.rmdir()  # to DVC an empty folder is no missing one
     features = ", ".join(str(study.out / "features" / key) for key in keys if key in study.generate)
     raise InputError(
-        f"{folder}: is not there, but what it is for is measured already: `dvc repro --allow-missing` goes on without it; "
+        f"{folder}: is not there, but what it is for is measured already: `dvc repro --allow-missing` goes on without; "
         f"to make it again remove {features or 'what was measured with it'} first"
     )

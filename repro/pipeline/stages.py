@@ -17,7 +17,7 @@ from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256
 from metrics.machine import machine
 from repro import ema, snapshots
 from repro.guidance import Guided
-from repro.missing import note_missing, read_missing
+from repro.missing import NOTE, note_missing, read_missing
 from repro.pipeline import acquire, pulled
 from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest
 from repro.pixels import image_grid
@@ -140,24 +140,29 @@ def run_reconstruct(study: Study, key: str, item: schema.Reconstruct, folder: Pa
     source, digest = study.out / "networks" / item.source, functools.cache(sha256_file)
     wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
     missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
-    lost = next(iter(read_missing(source).values()), "")
-    note_missing(folder, {path.name: lost for path in wanted.values()} if lost else {})
+    lost = next((reasons for path in sorted(source.glob("*.safetensors")) if (reasons := read_missing(path))), {})
     if lost:
-        print(f"{key}: not possible: {lost}")
+        print(f"{key}: not possible: {lost['']}")
+        for path in wanted.values():
+            note_missing(path, lost)
     elif missing:
         paths, nimg = sorted(source.glob("*.safetensors")), snapshots.kimg_to_nimg(item.kimg)
         for std, snapshot in ema.reconstruct(paths, missing, nimg).items():
             snapshots.save(snapshot, wanted[std])
     if item.source in study.networks:
         write_text(folder / "LICENSE", LICENCE)
-    acquire.clear(folder, ".safetensors", [] if lost else wanted.values())
+    acquire.clear(folder, ".safetensors", wanted.values())
 
 
 def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bool:
     """Whether `path` is a reconstruction from snapshots that still stand in `source` as they were."""
-    return path.exists() and all(
-        (source / name).exists() and digest(source / name) == found
-        for name, found in snapshots.read_metadata(path)["reconstructed_from"].items()
+    return (
+        path.exists()
+        and not read_missing(path)
+        and all(
+            (source / name).exists() and digest(source / name) == found
+            for name, found in snapshots.read_metadata(path)["reconstructed_from"].items()
+        )
     )
 
 
@@ -250,7 +255,7 @@ def run_features(study: Study, key: str, item: schema.Generate, folder: Path) ->
 def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Every metric of one configuration, per seed block, from its features."""
     reason = acquire.not_possible(study, item.guided)
-    note_missing(folder, {"": reason} if reason else {})
+    note_missing(folder / NOTE, {"": reason} if reason else {})
     if reason:
         write_rows(folder / MEASURES, [])
         return
@@ -297,7 +302,7 @@ def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
             shutil.rmtree(shards)
     distributed.barrier()
     if distributed.rank() == 0:
-        note_missing(folder, {f"{value:g}": reason for value, reason in lost.items()})
+        note_missing(folder / NOTE, {f"{value:g}": reason for value, reason in lost.items()})
         found = gather_rows(parts, folder / MEASURES)
         shown = found[["configuration", "axis_value", "block", "metric", "value"]]
         print(*(" ".join(map(str, row)) for row in shown.to_numpy()), sep="\n", flush=True)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from metrics.files import InputError
 from metrics.names import space
-from repro.missing import read_missing
+from repro.missing import NOTE, read_missing
 from repro.rows import COLUMNS, MEASURES, read_rows, settings
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
@@ -69,7 +69,7 @@ def refuse_gaps(study: Study) -> None:
 
 def why_missing(study: Study, entry: str, value: float | None = None) -> str:
     """Why there is nothing of an entry, or of one place on its curve; empty where nothing is missing for good."""
-    found = read_missing(result_file(study, entry).parent)
+    found = read_missing(result_file(study, entry).with_name(NOTE))
     reason = found.get("" if value is None else f"{value:g}", "")
     return reason and f"not possible: {reason}"
 

@@ -46,6 +46,20 @@ def everything(checkout: Finished, study: Study) -> None:
     _report(out, study)
 
 
+def not_possible(out: Path, missing: set[str]) -> None:
+    """For each of the files that nobody has, some cell says so; and each cell says so or has rows of measures."""
+    cells = pd.read_csv(out / "published.csv").set_index("configuration")
+    reasons = {str(key): str(cells.loc[key, "reason"]) for key in cells.index if (out / "results" / str(key)).exists()}
+    for path in missing:
+        expect(
+            any(f"{path} gave 404 on" in reason for reason in reasons.values()), f"no cell says that {path} is missing"
+        )
+    for key, reason in reasons.items():
+        lost = cells.loc[key, "verdict"] == NOT_POSSIBLE
+        expect(lost == ("gave 404" in reason), f"{key}: '{cells.loc[key, 'verdict']}' because of '{reason}'")
+        expect(lost == pd.read_csv(out / "results" / key / MEASURES).empty, f"{key}: measured and {reason}")
+
+
 def _measures(out: Path, study: Study) -> None:
     """Every configuration and every point of every curve has a finite value per block and detector."""
     for key in [*study.generate, *study.sweeps]:

@@ -107,16 +107,18 @@ def test_a_network_that_no_address_has_is_noted_and_asked_for_again_only_on_retr
 ) -> None:
     gone, there = (path.removeprefix("/") for path in list(server.files)[:2])
     server.faults[f"/{gone}"] = [status] * 2
-    (path,) = fetch_networks([gone, there], tmp_path, downloads)
-    target = Path(gone).with_suffix(".safetensors").name
-    assert path.name == Path(there).with_suffix(".safetensors").name
-    assert read_missing(tmp_path) == {target: f"{server.base}/{gone} gave {status} on {time.strftime('%Y-%m-%d')}"}
-    asked = len(server.gets(f"/{gone}"))
-    assert fetch_networks([gone, there], tmp_path, downloads) == [path]
-    assert len(server.gets(f"/{gone}")) == asked
-    assert fetch_networks([gone, there], tmp_path, downloads, retry=True) == [path]  # it is still not there
-    assert len(fetch_networks([gone, there], tmp_path, downloads, retry=True)) == 2
-    assert read_missing(tmp_path) == {}
+    note, path = fetch_networks([gone, there], tmp_path, downloads)
+    assert read_missing(path) == {}
+    assert read_missing(note) == {"": f"{server.base}/{gone} gave {status} on {time.strftime('%Y-%m-%d')}"}
+    with pytest.raises(InputError, match=rf"is not there, since .* gave {status} on .*fetch --retry"):
+        snapshots.load(note)
+    fetch_networks([gone, there], tmp_path, downloads)
+    assert len(server.gets(f"/{gone}")) == 1
+    fetch_networks([gone, there], tmp_path, downloads, retry=True)  # it is still not there
+    assert read_missing(note)
+    fetch_networks([gone, there], tmp_path, downloads, retry=True)
+    assert not read_missing(note)
+    assert snapshots.load(note).network
 
 
 @pytest.mark.parametrize("faults", [[403], [503] * 9, [404, 403]])
@@ -128,7 +130,7 @@ def test_other_failures_are_no_outcome(
     server.faults[f"/{NAME}"] = list(faults)
     with pytest.raises(InputError, match=r"cannot fetch tiny-0000032-0\.050\.pkl"):
         fetch_networks([NAME], tmp_path / "new", replace(downloads, bases=[server.base] * (2 if 404 in faults else 1)))
-    assert read_missing(tmp_path / "new") == {}
+    assert not [*(tmp_path / "new").glob("*.safetensors")]
 
 
 def test_fetching_ahead_goes_through_everything_and_says_what_failed(
