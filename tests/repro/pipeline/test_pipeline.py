@@ -181,17 +181,6 @@ def test_a_second_run_does_nothing(undisturbed: Project) -> None:
     assert stages_run(undisturbed.dvc("repro")) == set()
 
 
-def test_changing_one_configuration_runs_only_what_depends_on_it(undisturbed: Project) -> None:
-    study = miniature()
-    study["generate"]["mini-autoguidance"]["seeds"] = ["0-127"]
-    undisturbed.write(study)
-    ran = stages_run(undisturbed.dvc("repro"))
-    undisturbed.write(miniature())
-    undisturbed.dvc("repro")
-    sampled = {f"{stage}@mini-autoguidance" for stage in ("generate", "features", "evaluate")}
-    assert ran == sampled | {"report@mini", "verify@mini"}
-
-
 def test_what_it_runs_on_is_no_part_of_it(undisturbed: Project) -> None:
     (undisturbed.folder / "machine.yaml").write_text("launcher: torchrun --standalone --nproc-per-node=2\nworkers: 1\n")
     assert stages_run(undisturbed.dvc("repro")) == set()

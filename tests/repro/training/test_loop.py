@@ -58,6 +58,23 @@ def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(
     assert [line["nimg"] for line in lines] == [32, 40, 64, 96]
 
 
+def test_files_that_are_links_to_dvcs_cache_stay_as_they_are(
+    tiny: TrainingConfig, straight: Path, tmp_path: Path
+) -> None:
+    """Logs above all: nothing is written into a file that has another name."""
+    run, cache = train(tiny.changed(total_nimg=40), DIGITS, tmp_path / "run"), tmp_path / "cache"
+    cache.mkdir()
+    for path in run.iterdir():
+        os.link(path, cache / path.name)
+        path.chmod(0o444)
+    kept = {path.name: path.read_bytes() for path in cache.iterdir()}
+    assert LOG in kept
+    train(tiny, DIGITS, run)
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == kept
+    assert (run / LOG).read_text().count("\n") == 4
+    assert_same_bits(straight, run)
+
+
 def test_a_checkpoint_of_version_0_1_is_continued(tiny: TrainingConfig, straight: Path, tmp_path: Path) -> None:
     train(tiny.changed(total_nimg=40), DIGITS, tmp_path)
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
