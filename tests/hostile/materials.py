@@ -75,6 +75,7 @@ COMMANDS = {
     "fetch": ("repro", ["fetch", "mini", "--offline"]),
     "preset": ("repro", ["preset", "show", "edm2-img64-xs"]),
     "report": ("repro", ["report", "--partial"]),
+    "clean": ("repro", ["clean", "aside"]),
     "verify": ("repro", ["verify", "--partial"]),
     "check": ("repro", ["check", "committed", "--training-seeds", "committed"]),
 }

@@ -1,7 +1,7 @@
 """Every option of every command, with values that it was not made for."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 import pytest
@@ -79,10 +79,15 @@ def test_the_commands_themselves_work(place: Place, name: str) -> None:
     assert place.run(program, arguments).code == 0
 
 
-@pytest.mark.parametrize("name", [name for name, (_, arguments) in COMMANDS.items() if len(arguments) > 1])
+def names(arguments: Sequence[str]) -> list[int]:
+    """Places of what is no option, behind the command."""
+    return [i for i, text in enumerate(arguments) if not text.startswith("-")][1:]
+
+
+@pytest.mark.parametrize("name", [name for name, (_, arguments) in COMMANDS.items() if names(arguments)])
 def test_a_name_in_the_wrong_place(place: Place, name: str) -> None:
     program, arguments = COMMANDS[name]
-    plain = [i for i, text in enumerate(arguments) if not text.startswith("-")][1:]
+    plain = names(arguments)
     rng = random.Random(name)
     for value in rng.sample(TEXTS, 2):
         place.run(program, [value if i == plain[0] else text for i, text in enumerate(arguments)])
