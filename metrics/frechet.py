@@ -58,9 +58,14 @@ def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
 
 
+def leave_one_out(features: Features, reference: Statistics, num_blocks: int = 10) -> list[float]:
+    """FD of features [N, D], and FD with each of `num_blocks` disjoint runs of them left out."""
+    return [_distance(x, reference) for x in _replicates(block_moments(features, num_blocks))]
+
+
 def frechet_with_error(features: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
     """FD of features [N, D] with its sampling error, by the jackknife over `num_blocks` disjoint blocks."""
-    whole, *left_out = [_distance(x, reference) for x in _replicates(block_moments(features, num_blocks))]
+    whole, *left_out = leave_one_out(features, reference, num_blocks)
     return jackknife(whole, left_out)
 
 

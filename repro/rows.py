@@ -54,6 +54,21 @@ class Row:
     commit: str = ""
 
 
+@dataclass(frozen=True)
+class Replicate:
+    """One value of all seeds of a configuration, or of all but a group, from which paired differences are made."""
+
+    configuration: str
+    metric: str
+    #: The group, first-last; or one of WHOLE, EXTRAPOLATED and REAL.
+    left_out: str
+    num_images: int
+    value: float
+
+
+#: Nothing is left out; the value at infinitely many images; that of one half of the real images against the other.
+WHOLE, EXTRAPOLATED, REAL = "none", "extrapolated", "real"
+REPLICATES = "replicates.csv"
 COLUMNS = [field.name for field in fields(Row)]
 TEXTS = [field.name for field in fields(Row) if field.type is str]
 
@@ -74,12 +89,26 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     write_csv(path, pd.DataFrame([vars(row) for row in rows], columns=COLUMNS))
 
 
+def write_replicates(path: Path, rows: Iterable[Replicate]) -> None:
+    """Replicates as CSV, atomically."""
+    write_csv(path, pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(Replicate)]))
+
+
+def read_replicates(path: Path) -> pd.DataFrame:
+    """A CSV of replicates, columns as in `Replicate`; InputError if it is none."""
+    return _read(path, [field.name for field in fields(Replicate)], "replicates")
+
+
 def read_rows(path: Path) -> pd.DataFrame:
     """A CSV of rows, columns as in `Row`, texts as text even if they look like numbers; InputError if it is none."""
+    return _read(path, COLUMNS, "measures")
+
+
+def _read(path: Path, columns: list[str], what: str) -> pd.DataFrame:
     remedy = "delete it and run `dvc repro`"
-    with explained(f"{path}: not a CSV of measures", remedy, (OSError, ValueError, OverflowError)):
-        found = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str))
-        if missing := [name for name in COLUMNS if name not in found]:
+    with explained(f"{path}: not a CSV of {what}", remedy, (OSError, ValueError, OverflowError)):
+        found = pd.read_csv(path, dtype=dict.fromkeys([*TEXTS, "left_out"], str))
+        if missing := [name for name in columns if name not in found]:
             raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
         found = found.astype({"value": float, "num_images": int})
     if found[["configuration", "metric"]].isna().any(axis=None):

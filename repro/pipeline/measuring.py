@@ -1,23 +1,28 @@
 """What samples are measured against, with what, and the rows of measured values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metrics import detectors, features, references
 from metrics.features import FeatureSet
 from metrics.files import InputError
+from metrics.frechet import fd_infinity, frechet_distance, leave_one_out
 from metrics.measure import check_reference, measure
-from metrics.names import qualified
+from metrics.names import qualified, space
+from metrics.statistics import from_features
 from repro.data.kinds import FEATURES, REFERENCE
 from repro.numerics import numerics
-from repro.rows import Row, provenance, settings
+from repro.rows import EXTRAPOLATED, REAL, WHOLE, Replicate, Row, provenance, settings
 from repro.sampling.shards import Manifest
 from repro.strict import digest
 from repro.study import Evaluate
+
+GROUPS = 16  # of seeds, each left out once by the jackknife
 
 
 def load_detectors(names: list[str], folder: Path, device: torch.device) -> dict[str, detectors.Detector]:
@@ -48,6 +53,46 @@ def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
         reference = replace(reference, features=sets)
     check_reference(reference, evaluate.detectors, evaluate.options)
     return reference
+
+
+def replicates(
+    key: str,
+    sets: Mapping[str, FeatureSet],
+    seeds: Sequence[int],
+    reference: references.Reference,
+    evaluate: Evaluate,
+    networks: Mapping[str, detectors.Detector],
+) -> Iterator[Replicate]:
+    """Values of all images of configuration `key`, whose features are `sets` by detector, and of all but a group.
+
+    The groups are `GROUPS` runs of `seeds`, ascending, as equal as they can be; too few seeds have none. Distances
+    are extrapolated to infinitely many images besides, and, where features of real images are at hand, set beside
+    the distance of one half of these from the other.
+    """
+    groups = [group for group in np.array_split(np.array(seeds), GROUPS) if len(group)]
+    if len(seeds) < 2 * GROUPS:
+        return
+    labels = [WHOLE, *(f"{group[0]}-{group[-1]}" for group in groups)]
+    counts = [len(seeds), *(len(seeds) - len(group) for group in groups)]
+    others = tuple(name for name in evaluate.metrics if name != "fd")
+    for name, sample in sets.items():
+        distance, target = space(name).distance, reference.require(name)
+        if "fd" in evaluate.metrics:
+            found = leave_one_out(sample.gather(), target, GROUPS)
+            yield from (Replicate(key, distance, *row) for row in zip(labels, counts, found, strict=True))
+            limit = fd_infinity(sample.gather(), target).value
+            yield Replicate(key, distance, EXTRAPOLATED, len(seeds), limit)
+            if name in reference.features:
+                halves = np.array_split(reference.features[name].gather(), 2)
+                value = frechet_distance(*(from_features(half, target.tags) for half in halves))
+                yield Replicate(key, distance, REAL, len(halves[0]), value)
+        for label, group in zip(labels, [None, *groups], strict=True) if others else ():
+            kept = np.ones(len(seeds), bool) if group is None else ~np.isin(seeds, group)
+            x = sample.gather()[kept]
+            part = FeatureSet.of(x, sample.tags, None if sample.labels is None else sample.labels[kept])
+            options = replace(evaluate.options, metrics=others)
+            for m in measure(name, part, reference, options, networks.get(name)):
+                yield Replicate(key, qualified(m.metric, name), label, len(x), m.value)
 
 
 def point_digest(

@@ -3,7 +3,7 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +13,20 @@ import numpy as np
 import torch
 
 from metrics import distributed
+from metrics.features import FeatureSet
 from metrics.files import InputError, folder_lock, link_or_copy, nearest, sha256_file, write_json, write_npz, write_text
 from metrics.machine import machine
 from repro import ema, snapshots
 from repro.guidance import Guided
 from repro.missing import NOTE, note_missing, read_missing
 from repro.pipeline import acquire, pulled
-from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest
+from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest, replicates
 from repro.pixels import image_grid
-from repro.rows import MEASURES, gather_rows, write_rows
+from repro.rows import MEASURES, REPLICATES, gather_rows, write_replicates, write_rows
 from repro.sampling.batches import grouped
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_code, load_pair
-from repro.sampling.shards import IMAGES, Form, generate, read_shard, shard_name, verified
+from repro.sampling.shards import IMAGES, Form, Manifest, generate, read_shard, shard_name, verified
 from repro.study import Study, Sweep, parse_seeds, schema
 from repro.toy import pipeline as toy
 from repro.training.loop import train
@@ -258,17 +259,23 @@ def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) ->
     note_missing(folder / NOTE, {"": reason} if reason else {})
     if reason:
         write_rows(folder / MEASURES, [])
+        write_replicates(folder / REPLICATES, [])
         return
     evaluate, features, place = study.evaluate, study.out / "features" / key, study.out / "references" / item.data
     reference, shards = load_reference(place, evaluate), grouped(item.all_seeds(), study.shards.size)
     networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if evaluate.options.needs_network else {}
+
+    def kept(seeds: Sequence[int]) -> tuple[Manifest, dict[str, FeatureSet]]:
+        inside = [shard for shard in shards if shard[0] <= seeds[-1] and seeds[0] <= shard[-1]]
+        return block_features([features / shard_name(shard, FeatureShards.suffix) for shard in inside], seeds)
+
     rows = []
     for block in item.seeds:
-        seeds = parse_seeds(block)
-        inside = [shard for shard in shards if shard[0] <= seeds[-1] and seeds[0] <= shard[-1]]
-        paths = [features / shard_name(shard, FeatureShards.suffix) for shard in inside]
         common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
-        rows += measured_rows(*block_features(paths, seeds), reference, evaluate, networks, common)
+        rows += measured_rows(*kept(parse_seeds(block)), reference, evaluate, networks, common)
+    seeds = item.all_seeds()
+    paired = replicates(key, kept(seeds)[1], seeds, reference, evaluate, networks)
+    write_replicates(folder / REPLICATES, paired)
     write_rows(folder / MEASURES, rows)
     for name in (PREVIEW_FILE, GRID):
         link_or_copy(features / name, folder / name)

@@ -132,13 +132,19 @@ def _value_cell(row: Any, best: bool) -> Cell:
 def claims_view(rows: pd.DataFrame) -> View:
     """Claims, what was measured, and the verdict (columns of `claims.COLUMNS`)."""
     columns = [Column(name, numeric=False) for name in ("claim", "verdict", "metric")]
-    columns += map(Column, ("its value", "against", "difference"))
+    columns += map(Column, ("its value", "against", "difference", "95% interval", "p"))
     lines = []
     for row, repeated in zip(rows.to_dict("records"), rows.duplicated(["claim", "metric"], keep=False), strict=True):
         name = metric(row["metric"])
-        values = (_number(row[key], f".{name.decimals}f") for key in ("value", "against_value", "difference"))
+        form = f".{name.decimals}f"
+        values = [_number(row[key], form) for key in ("value", "against_value", "difference")]
+        interval, p = Cell("–"), Cell("–")
+        if not pd.isna(row["standard_error"]):
+            values[2] = replace(values[2], text=f"{values[2].text} ± {row['standard_error']:{form}}")
+            interval = Cell(f"{row['low']:{form}} to {row['high']:{form}}")
+            p = Cell("< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}", float(row["p"]))
         claim = row["claim"] + (f" ({row['configuration']})" if repeated else "")
-        lines.append([Cell(claim), _verdict(row), Cell(name.label), *values])
+        lines.append([Cell(claim), _verdict(row), Cell(name.label), *values, interval, p])
     return View(columns, lines)
 
 

@@ -78,7 +78,7 @@ class FeatureShards(Form):
         return {"manifest": manifest.facts(), "origin": self.origin}
 
 
-def block_features(paths: Sequence[Path], seeds: range) -> tuple[Manifest, dict[str, FeatureSet]]:
+def block_features(paths: Sequence[Path], seeds: Sequence[int]) -> tuple[Manifest, dict[str, FeatureSet]]:
     """Manifest of the first of the feature shards `paths`, and the features of `seeds` in all of them by detector.
 
     Raises InputError where a shard is missing or broken, or seeds are missing.

@@ -1,6 +1,8 @@
 """The 2D example from settings to table and figures."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,20 @@ import torch
 
 from metrics.files import write_json
 from repro.numerics import numerics
-from repro.rows import MEASURES, Row, provenance, read_rows, write_rows
+from repro.rows import (
+    MEASURES,
+    REPLICATES,
+    WHOLE,
+    Replicate,
+    Row,
+    provenance,
+    read_rows,
+    write_replicates,
+    write_rows,
+)
 from repro.strict import facts
-from repro.toy.metrics import contour_level, measure
-from repro.toy.mixture import fractal
+from repro.toy.metrics import contour_level, measure, measure_without
+from repro.toy.mixture import Mixture, fractal
 from repro.toy.sampling import draw, methods
 from repro.toy.settings import TRUE_SEED, ToySettings
 from repro.toy.training import train
@@ -19,19 +31,21 @@ from repro.toy.training import train
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
 FIGURES = ("figures/toy-figure1", "figures/toy-figure2")
 BRIEF = ("outliers", "component_jsd", "sliced_wasserstein")
+GROUPS = 4  # of every sampling seed's points, each left out once by the jackknife
 ROLES = ("main", "guide", "unconditional")
 
 
 def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     """Train the networks, sample by every method, measure, draw; returns the table's path.
 
-    Writes networks/*.safetensors, measures.csv (one row per method, sampling seed and measure), figures/*.png and *.svg
+    Writes networks/*.safetensors, measures.csv (one row per method, sampling seed and measure), replicates.csv (the
+    same of all seeds together, with each of some groups of points left out), figures/*.png and *.svg
     and settings.json into `folder`. A complete folder of the same settings is left as it is, networks of the same
     settings are used again, and an interrupted training goes on from its checkpoint. `study` is the study's name and
     `key` the id in it; a method's configuration is called `KEY-METHOD`.
     """
     record, made = facts(settings) | numerics("toy"), folder / SETTINGS
-    outputs = [folder / MEASURES, *(network_path(folder, role) for role in ROLES)]
+    outputs = [folder / MEASURES, folder / REPLICATES, *(network_path(folder, role) for role in ROLES)]
     outputs += [folder / f"{name}.{suffix}" for name in FIGURES if settings.figures for suffix in ("png", "svg")]
     if made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs):
         return folder / MEASURES
@@ -44,16 +58,19 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     level = contour_level(mixture.log_density(mixture.sample(settings.num_true, _generator(TRUE_SEED))))
     common: dict[str, Any] = {"study": study, "num_images": settings.num_samples}
     common |= {"training_seed": settings.training.seed} | provenance(torch.device("cpu"))
-    rows, panels = list[Row](), dict[str, torch.Tensor]()
+    rows, panels, kept = list[Row](), dict[str, torch.Tensor](), dict[str, list[torch.Tensor]]()
     for seed in settings.sampling_seeds:
         true, fresh = (mixture.sample(settings.num_samples, _generator(s)) for s in (seed, TRUE_SEED + 1 + seed))
         samples = {"true": (1.0, fresh)} | {m.name: (m.guidance, draw(m, settings, seed)) for m in compared}
         panels = panels or {"Ground truth": true} | {m.title: samples[m.name][1] for m in compared}
+        kept.setdefault("", []).append(true)
         for name, (weight, points) in samples.items():
+            kept.setdefault(name, []).append(points)
             of = common | {"configuration": f"{key}-{name}", "method": name, "block": str(seed)}
             values = measure(mixture, points, true, level, settings.num_directions).items()
             rows += [Row(metric=metric, value=value, guidance=weight, **of) for metric, value in values]
     write_rows(folder / MEASURES, rows)
+    write_replicates(folder / REPLICATES, _replicates(settings, mixture, level, kept, key))
 
     if settings.figures:
         from repro import drawing
@@ -66,6 +83,25 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
             drawing.save(figure, folder / name, figures.STYLE, dpi=250, lay_out_once=False)
     write_json(made, record)
     return folder / MEASURES
+
+
+def _replicates(
+    settings: ToySettings, mixture: Mixture, level: float, kept: dict[str, list[torch.Tensor]], key: str
+) -> Iterator[Replicate]:
+    """Measures of every method's samples of all seeds together, and of all but a group; under "" are true points."""
+    points = {name: torch.cat(parts) for name, parts in kept.items()}
+    true = points.pop("")
+    edges = [i * settings.num_samples // GROUPS for i in range(GROUPS + 1)]
+    names, groups = [WHOLE], [slice(0, 0)]
+    for number, seed in enumerate(settings.sampling_seeds):
+        start = number * settings.num_samples
+        names += [f"{seed}: {a}-{b - 1}" for a, b in itertools.pairwise(edges)]
+        groups += [slice(start + a, start + b) for a, b in itertools.pairwise(edges)]
+    for name, found in points.items():
+        values = measure_without(mixture, found, true, level, settings.num_directions, groups)
+        for label, group, value in zip(names, groups, values, strict=True):
+            count = len(found) - (group.stop - group.start)
+            yield from (Replicate(f"{key}-{name}", metric, label, count, x) for metric, x in value.items())
 
 
 def brief(measures: Path) -> str:

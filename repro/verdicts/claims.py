@@ -1,20 +1,26 @@
 """Claims, judged on what was measured: does one configuration do better than another, is one curve the flatter?"""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from metrics.files import InputError
 from metrics.names import named
 from repro.study import Claim, CurveClaim
+from repro.verdicts import paired
 
-HOLDS, UNCLEAR, FAILS = "holds", "within the spread", "does not hold"
-NOT_RUN, NOT_COMPARABLE = "not run", "not comparable"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+NOT_RUN, NOT_COMPARABLE, NOT_MEANINGFUL = "not run", "not comparable", "not meaningful"
+#: Seed blocks and images without which nothing is decided; results/verdicts/ has the rates of false verdicts.
+BLOCKS, LEAST = 2, 1024
 IMAGES = 50_000  # per point of a curve; fewer tell nothing about curves that differ by a few percent
 RISE = 1.25  # a curve is as wide as the weights at which it lies below this multiple of its least value
 EMA_STEP = 0.02  # how far the best EMA length may lie from the published one
+Obstacles = Callable[[pd.DataFrame, str], list[str]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Verdict:
     metric: str
     #: Which is said to be better; or the curve.
     configuration: str
-    #: Its mean over seed blocks; or the feature of the curve.
+    #: Its value over all seeds; or the feature of the curve.
     value: float | None = None
     against: str = ""
     against_value: float | None = None
@@ -34,6 +40,16 @@ class Verdict:
     verdict: str = NOT_RUN
     reason: str = ""
     source: str = ""
+    #: Of the difference, paired by seed.
+    standard_error: float | None = None
+    #: Its 95% interval, on its own.
+    low: float | None = None
+    high: float | None = None
+    #: p-value, corrected for the number of claims.
+    p: float | None = None
+    num_images: int | None = None
+    #: The difference at infinitely many images.
+    extrapolated: float | None = None
 
     def decided(self, value: float, other: float, verdict: str, obstacles: list[str]) -> "Verdict":
         """With both values, and the verdict on them where nothing forbids to compare them."""
@@ -50,42 +66,87 @@ def no_numbers(rows: pd.DataFrame, metric: str) -> list[str]:
 
 
 def judge(
-    claims: Iterable[Claim], found: pd.DataFrame, obstacles: Callable[[pd.DataFrame, str], list[str]] = no_numbers
+    claims: Sequence[Claim],
+    found: pd.DataFrame,
+    replicates: pd.DataFrame,
+    broken: Mapping[str, str] | None = None,
+    obstacles: Sequence[Obstacles] = (),
 ) -> list[Verdict]:
-    """A verdict per claim on the rows `found` (as `measures.read` gives them).
+    """A verdict per claim on the difference of its two configurations, paired by seed; all claims are one family.
 
-    `obstacles(rows, metric)` says why rows of a configuration cannot be compared.
+    A difference decides where its p-value, corrected for all claims that are tested (Holm), is at most 5%: for the
+    claim on the better side of its margin, against it on the other. Where extrapolation to infinitely many images
+    turns it round, it does not.
+
+    Args:
+        found: rows as `measures.read` gives them.
+        replicates: as `measures.replicates` gives them.
+        broken: configurations of which nothing can be claimed, and why (`measures.broken`).
+        obstacles: for each claim, what says why rows of a configuration cannot be compared.
     """
-    return [_judge(claim, found[found["metric"] == claim.metric], obstacles) for claim in claims]
+    rules = itertools.chain(obstacles, itertools.repeat(no_numbers))
+    tried = [_try(claim, found, replicates, broken or {}, rule) for claim, rule in zip(claims, rules, strict=False)]
+    differences = [difference for _, difference in tried if difference is not None]
+    margins = [_margin(claim) for claim, (_, difference) in zip(claims, tried, strict=True) if difference is not None]
+    corrected = iter(paired.holm([d.p(margin) for d, margin in zip(differences, margins, strict=True)]))
+    return [
+        row if difference is None else _decide(claim, row, difference, next(corrected))
+        for claim, (row, difference) in zip(claims, tried, strict=True)
+    ]
 
 
-def _judge(claim: Claim, found: pd.DataFrame, obstacles: Callable[[pd.DataFrame, str], list[str]]) -> Verdict:
+def _try(
+    claim: Claim, found: pd.DataFrame, replicates: pd.DataFrame, broken: Mapping[str, str], obstacles: Obstacles
+) -> tuple[Verdict, paired.Difference | None]:
+    """The difference that a claim is about, or the verdict where there is nothing to decide it by."""
     row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
-    sides = {key: found[found["configuration"] == key] for key in (claim.better, claim.than)}
-    missing = [f"{key}: nothing measured" for key, rows in sides.items() if rows.empty]
-    if missing:
-        return replace(row, reason="; ".join(missing))
-    reasons = [f"{key}: {why}" for key, rows in sides.items() for why in obstacles(rows, claim.metric)]
-    ours, theirs = (rows["value"].to_numpy(float) for rows in sides.values())
-    better = named(claim.metric).better
-    result = verdict(better * ours, better * theirs, claim.by, claim.within)
-    return row.decided(ours.mean(), theirs.mean(), result, reasons)
+    found, replicates = (rows[rows["metric"] == claim.metric] for rows in (found, replicates))
+    keys = (claim.better, claim.than)
+    sides, parts = ([rows[rows["configuration"] == key] for key in keys] for rows in (found, replicates))
+    if missing := [f"{key}: nothing measured" for key, rows in zip(keys, sides, strict=True) if rows.empty]:
+        return replace(row, reason="; ".join(missing)), None
+    ours, theirs = (float(rows["value"].mean()) for rows in sides)
+    row = replace(row, value=ours, against_value=theirs, difference=ours - theirs)
+    reasons = [f"{key}: {why}" for key, rows in zip(keys, sides, strict=True) for why in obstacles(rows, claim.metric)]
+    if reasons:
+        return replace(row, verdict=NOT_COMPARABLE, reason="; ".join(reasons)), None
+    if reasons := [f"{key}: {broken[key]}" for key in keys if key in broken]:
+        return replace(row, verdict=NOT_MEANINGFUL, reason="; ".join(dict.fromkeys(reasons))), None
+    blocks = min(len(rows) for rows in sides)
+    images = int(min(rows["num_images"].sum() for rows in sides))
+    if blocks < BLOCKS or images < LEAST or any(part.empty for part in parts):
+        few = f"{images:,} images in {blocks} seed block(s), expected {LEAST:,} in {BLOCKS} or more, with replicates"
+        return replace(row, verdict=UNDECIDED, reason=few), None
+    try:
+        return row, paired.difference(*parts)
+    except InputError as err:
+        return replace(row, verdict=NOT_COMPARABLE, reason=str(err)), None
 
 
-def verdict(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], by: float = 0.0, within: float | None = None
-) -> str:
-    """Verdict on values of seed blocks [n] and [m], of which the higher are better.
-
-    `ours` holds where every block beats every other one and the means differ by at least `by`, and is within the spread
-    where only the means do; with `within` it holds where the mean is at most that much worse.
-    """
-    gain = ours.mean() - theirs.mean()
-    if within is not None:
-        return HOLDS if gain >= -within else FAILS
-    if gain <= 0 or gain < by:
-        return FAILS
-    return HOLDS if ours.min() > theirs.max() else UNCLEAR
+def _decide(claim: Claim, row: Verdict, difference: paired.Difference, p: float) -> Verdict:
+    """The verdict on a claim by its difference, whose p-value is corrected."""
+    margin, better = _margin(claim), named(claim.metric).better
+    low, high = difference.interval
+    row = replace(
+        row,
+        value=difference.ours,
+        against_value=difference.theirs,
+        difference=difference.value,
+        standard_error=difference.standard_error,
+        low=low,
+        high=high,
+        p=p,
+        num_images=difference.num_images,
+        extrapolated=difference.extrapolated,
+    )
+    beyond = better * (difference.value - margin)
+    turned = difference.extrapolated is not None and better * (difference.extrapolated - margin) * beyond < 0
+    if p <= paired.LEVEL and not turned:
+        return replace(row, verdict=HOLDS if beyond > 0 else FAILS)
+    needed = difference.needed(margin)
+    more = f"{needed:,.2g} images might decide it" if np.isfinite(needed) else "no number of images would decide it"
+    why = "at infinitely many images the difference would have the other sign" if turned else more
+    return replace(row, verdict=UNDECIDED, reason=why)
 
 
 def _text(claim: Claim) -> str:
@@ -93,6 +154,11 @@ def _text(claim: Claim) -> str:
     if claim.within is not None:
         return claim.text or f"{claim.better} is at most {claim.within:g} worse than {claim.than} in {label}"
     return claim.text or f"{claim.better} beats {claim.than} in {label}{least}"
+
+
+def _margin(claim: Claim) -> float:
+    """The difference in the metric's own direction on whose better side a claim holds."""
+    return named(claim.metric).better * (claim.by if claim.within is None else -claim.within)
 
 
 def judge_curves(claims: Iterable[CurveClaim], curves: pd.DataFrame) -> list[Verdict]:

@@ -1,15 +1,26 @@
 """What a study measured so far: rows of all its result folders, and their summary over seed blocks."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from metrics.files import InputError
-from metrics.names import space
+from metrics.names import named, space
 from repro.missing import NOTE, read_missing
-from repro.rows import COLUMNS, MEASURES, read_rows, settings
+from repro.rows import (
+    COLUMNS,
+    MEASURES,
+    REAL,
+    REPLICATES,
+    WHOLE,
+    Replicate,
+    read_replicates,
+    read_rows,
+    settings,
+)
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
 from repro.toy.settings import ToySettings
@@ -18,6 +29,7 @@ STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
 DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
 ORIGIN = [*DIGESTS, "device", "versions", "commit"]
+FLOOR = 10.0  # halves of the real images' distance, beyond which a network that is not guided is broken
 SHOWN = 20  # values of a study in `dvc metrics show`
 CURVE = ["configuration", "method", "axis", "axis_value", "metric", *STATISTICS, "reason"]
 SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
@@ -52,6 +64,37 @@ def read(study: Study) -> pd.DataFrame:
     frames = [read_rows(path).assign(section=name) for name, path in sections if path.exists()]
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "section"])
+
+
+def replicates(study: Study) -> pd.DataFrame:
+    """Replicates of every configuration that left some, columns as in `repro.rows.Replicate`.
+
+    Raises InputError for a file that is no table of replicates.
+    """
+    paths = [result_file(study, key).with_name(REPLICATES) for key in (*study.toy, *study.generate)]
+    frames = [read_replicates(path) for path in paths if path.exists()]
+    columns = [field.name for field in fields(Replicate)]
+    return pd.concat([pd.DataFrame(columns=columns), *[frame for frame in frames if len(frame)]], ignore_index=True)
+
+
+def broken(study: Study, replicates: pd.DataFrame) -> dict[str, str]:
+    """Configurations of which nothing can be claimed, and why: their main network is untrained or damaged.
+
+    Without guidance it is farther from the data than `FLOOR` times one half of the real images from the other.
+    """
+    found: dict[str, str] = {}
+    for key, item in study.generate.items():
+        if item.guided.active.guide is not None:
+            continue
+        ours = replicates[replicates["configuration"] == key].set_index(["metric", "left_out"])["value"]
+        for metric in dict.fromkeys(ours.index.get_level_values("metric")):
+            if (metric, REAL) in ours.index and ours[metric, WHOLE] > FLOOR * ours[metric, REAL]:
+                why = (
+                    f"{key} is {ours[metric, WHOLE] / ours[metric, REAL]:.0f} times as far from the data as real images"
+                )
+                alike = (other for other, it in study.generate.items() if it.guided.main == item.guided.main)
+                found |= dict.fromkeys(alike, f"{why} in {named(metric).label}")
+    return found
 
 
 def refuse_gaps(study: Study) -> None:

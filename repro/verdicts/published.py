@@ -143,8 +143,11 @@ def orderings(study: Study) -> Iterator[Claim]:
 
 def all_claims(study: Study, found: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     """Verdicts on the study's claims, on the order of published values, and on curves; columns `claims.COLUMNS`."""
-    own, orders = claims.judge(study.claims, found), claims.judge(orderings(study), found, incomparable)
-    return claims.table(own + orders + claims.judge_curves(study.curve_claims, measures.curves(summary)))
+    orders, replicates = list(orderings(study)), measures.replicates(study)
+    obstacles = [claims.no_numbers] * len(study.claims) + [incomparable] * len(orders)
+    broken = measures.broken(study, replicates)
+    pairs = claims.judge([*study.claims, *orders], found, replicates, broken, obstacles)
+    return claims.table(pairs + claims.judge_curves(study.curve_claims, measures.curves(summary)))
 
 
 def verify(study: Study, echo: Callable[[str], None] = print, partial: bool = False) -> int:

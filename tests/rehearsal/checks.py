@@ -17,7 +17,7 @@ from tests.rehearsal.standin import DISTANCES
 
 MEANINGLESS = set(DISTANCES.values())
 MEASURED = {"min", "max", "mean", "value", "against_value", "difference"}  # columns of measured values
-JUDGED = {claims.HOLDS, claims.UNCLEAR, claims.FAILS}
+JUDGED = {claims.HOLDS, claims.UNDECIDED, claims.FAILS}
 
 
 def expect(condition: bool, message: str) -> None:

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from repro.rows import Row, settings, write_rows
+from repro.rows import REPLICATES, WHOLE, Replicate, Row, settings, write_replicates, write_rows
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
 from repro.verdicts import measures
@@ -62,7 +63,20 @@ def fabricate(study: Study, entries: Iterable[str]) -> None:
             preview(study, key, rng)
         else:
             rows = sweep_rows(study, key, rng)
+        rows = list(rows)
         write_rows(path, rows)
+        if key not in study.sweeps:
+            write_replicates(path.with_name(REPLICATES), replicates(pd.DataFrame([vars(row) for row in rows]), rng))
+
+
+def replicates(found: pd.DataFrame, rng: np.random.Generator) -> Iterator[Replicate]:
+    """Of rows of measures, as they would be of a standard error of about 1% of the value, or of 0.01."""
+    for (key, metric), of in found.groupby(["configuration", "metric"]):
+        mean, count = float(of["value"].mean()), int(of["num_images"].sum())
+        yield Replicate(str(key), str(metric), WHOLE, count, mean)
+        for group in range(16):
+            noise = 0.0025 * max(0.01, 0.01 * abs(mean)) / 0.01 * rng.standard_normal()
+            yield Replicate(str(key), str(metric), f"{group}", count * 15 // 16, mean + noise)
 
 
 def toy_rows(study: Study, key: str, rng: np.random.Generator) -> Iterator[Row]:

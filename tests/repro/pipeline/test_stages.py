@@ -22,7 +22,8 @@ from repro import study as studies
 from repro.pipeline import acquire, stages
 from repro.sampling import batches, features, shards
 from repro.strict import build
-from repro.study import Study
+from repro.study import Claim, Study
+from repro.verdicts import measures as results
 from repro.verdicts import published
 from tests.rehearsal.server import Server
 
@@ -397,6 +398,45 @@ def test_averages_of_published_networks_carry_their_licence(
     stages.run_networks(found, "nets")
     stages.run_reconstruct(found, "tiny")
     assert "by-nc-sa/4.0" in (found.out / "networks" / "tiny" / "LICENSE").read_text()
+
+
+def test_replicates_leave_groups_of_seeds_out(first: Study) -> None:
+    item = replace(first.generate["autoguidance"], seeds=["0-23", "24-47"])
+    more = replace(first, generate={"autoguidance": item})
+    stages.run_generate(more, "autoguidance")
+    measure(more, "autoguidance")
+    folder = more.out / "results" / "autoguidance"
+    found = pd.read_csv(folder / "replicates.csv").set_index(["metric", "left_out"])
+    groups = [f"{i}-{i + 2}" for i in range(0, 48, 3)]
+    assert list(found.loc["fd_digits"].index) == ["none", *groups, "extrapolated", "real"]
+    assert list(found.loc["recall_digits"].index) == ["none", *groups]
+    assert set(found.loc["fd_digits"].loc[groups, "num_images"]) == {45}
+    whole = replace(more, generate={"autoguidance": replace(item, seeds=["0-47"])})
+    stages.run_evaluate(whole, "autoguidance")
+    values = measures(whole, "autoguidance").set_index("metric")["value"]
+    for name in ("fd_digits", "precision_digits", "recall_digits"):
+        assert found.loc[(name, "none"), "value"] == pytest.approx(values[name], rel=1e-9)
+    rest = replace(more, generate={"autoguidance": replace(item, seeds=["3-47"])})
+    stages.run_generate(rest, "autoguidance")
+    measure(rest, "autoguidance")
+    values = measures(rest, "autoguidance").set_index("metric")["value"]
+    for name in ("fd_digits", "precision_digits", "recall_digits"):
+        assert found.loc[(name, "0-2"), "value"] == pytest.approx(values[name], rel=1e-9)
+
+
+@pytest.mark.parametrize(("num_real", "verdict"), [(64, "undecided"), (256, "not meaningful")])
+def test_nothing_is_claimed_of_untrained_networks(first: Study, num_real: int, verdict: str) -> None:
+    """The golden networks have random weights; 32 real images are too far from 32 others to tell."""
+    claim = Claim("autoguidance", "unguided", "fd_digits")
+    generate = {key: replace(item, seeds=["0-63"]) for key, item in first.generate.items()}
+    options = replace(first.evaluate, num_real=num_real)
+    random = replace(first, generate=generate, sweeps={}, claims=[claim], evaluate=options)
+    for key in generate:
+        stages.run_generate(random, key)
+        measure(random, key)
+    found = results.read(random)
+    (row,) = published.all_claims(random, found, results.summarise(random, found)).to_dict("records")
+    assert row["verdict"] == verdict
 
 
 def test_a_weight_needs_a_guide(first: Study) -> None:

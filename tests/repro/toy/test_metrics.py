@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from repro.toy.metrics import contour_level, coverage_jsd, measure, sliced_wasserstein
+from repro.toy.metrics import contour_level, coverage_jsd, measure, measure_without, sliced_wasserstein
 from repro.toy.mixture import fractal
 
 
@@ -54,3 +54,13 @@ def test_true_samples_measure_as_such_and_a_collapse_does_not() -> None:
     shifted = measure(mixture, fresh + 5, true, level, 64)
     assert shifted["outliers"] == 1
     assert shifted["log_density"] < -1000
+
+
+def test_samples_left_out_are_as_if_they_had_never_been() -> None:
+    mixture = fractal("A")
+    true, found = (mixture.sample(900, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    groups = [slice(0, 0), slice(0, 100), slice(300, 450)]
+    without = measure_without(mixture, found, true, 1.0, 40, groups)
+    for group, values in zip(groups, without, strict=True):
+        kept = [torch.cat([points[: group.start], points[group.stop :]]) for points in (found, true)]
+        assert values == pytest.approx(measure(mixture, *kept, 1.0, 40), rel=1e-6)

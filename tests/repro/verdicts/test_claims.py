@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import t
 
 import repro.study as studies
 from metrics.files import InputError
 from repro.report.tables import claims_view
+from repro.rows import EXTRAPOLATED, REAL, WHOLE
 from repro.study import Claim, Study, schema
-from repro.verdicts import claims, measures
+from repro.verdicts import claims, measures, paired
 from tests.repro.fabricated import fabricate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,23 +29,115 @@ def repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return study
 
 
-def test_claims_are_judged_block_against_block() -> None:
-    low, near, high = (np.array([m - 1.0, m, m + 1.0]) for m in (5, 6, 9))
-    verdict = claims.verdict
-    assert verdict(high, low) == "holds"
-    assert verdict(low, high) == "does not hold"
-    assert verdict(-low, -high) == "holds"  # of values of which the lower are better
-    assert verdict(-high, -low) == "does not hold"
-    assert verdict(near, low) == "within the spread"
-    assert verdict(low, low) == "does not hold"
-    assert verdict(low, near, within=1.5) == "holds"
-    assert verdict(low, near, within=0.5) == "does not hold"
-    assert verdict(high, low, by=4.0) == "holds"
-    assert verdict(high, low, by=4.5) == "does not hold"
+def replicates(key: str, whole: float, error: float, seed: int, metric: str = "fd_digits") -> pd.DataFrame:
+    """Of a configuration of 16 groups, whose jackknife error is exactly `error`."""
+    noise = np.random.default_rng(seed).standard_normal(16)
+    noise = (noise - noise.mean()) / np.sqrt(15 / 16 * np.square(noise - noise.mean()).sum()) * error
+    names = [WHOLE, *(f"{i}-{i}" for i in range(16))]
+    made = {"configuration": key, "metric": metric, "left_out": names, "num_images": 3072}
+    return pd.DataFrame(made | {"value": [whole, *(whole + noise)]})
+
+
+def rows(key: str, value: float, blocks: int = 3, count: int = 1024, metric: str = "fd_digits") -> pd.DataFrame:
+    block = [str(i) for i in range(blocks)]
+    return pd.DataFrame({"configuration": key, "metric": metric, "block": block, "num_images": count, "value": value})
+
+
+def judged(ours: float, error: float = 0.01, **claim: Any) -> claims.Verdict:
+    """Of `a` against `b` at 0.5, whose own errors are large and common to both."""
+    common = replicates("", 0, 1.0, 1)["value"]
+    a, b = replicates("a", ours, error, 2), replicates("b", 0.5, 0.0, 3)
+    both = pd.concat([side.assign(value=side["value"] + common) for side in (a, b)])
+    found = pd.concat([rows("a", ours), rows("b", 0.5)])
+    (verdict,) = claims.judge([Claim("a", "b", "fd_digits", **claim)], found, both)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "claim", "expected"),
+    [
+        (0.45, {}, "holds"),
+        (0.55, {}, "does not hold"),
+        (0.49, {}, "undecided"),
+        (0.45, {"by": 0.02}, "holds"),
+        (0.45, {"by": 0.04}, "undecided"),
+        (0.45, {"by": 0.08}, "does not hold"),
+        (0.51, {"within": 0.05}, "holds"),
+        (0.54, {"within": 0.05}, "undecided"),
+        (0.58, {"within": 0.05}, "does not hold"),
+    ],
+)
+def test_a_claim_is_decided_by_the_difference_paired_by_seed(ours: float, claim: Any, expected: str) -> None:
+    """The values' own errors are a hundred times that of the difference."""
+    verdict = judged(ours, **claim)
+    assert verdict.verdict == expected
+    assert verdict.difference == pytest.approx(ours - 0.5)
+    assert verdict.standard_error == pytest.approx(0.01)
+    half = t.ppf(0.975, 15) * 0.01
+    assert (verdict.low, verdict.high) == pytest.approx((ours - 0.5 - half, ours - 0.5 + half))
+    assert ("images might decide it" in verdict.reason) == (expected == "undecided")
+
+
+def test_the_number_of_images_that_would_decide_is_told() -> None:
+    """At four times the images the error is half as large."""
+    least = float(t.ppf(0.975, 15)) * 0.01
+    assert f"{3072 * 4:,.2g} images" in judged(0.5 - least / 2).reason
+
+
+def test_claims_share_a_level() -> None:
+    """Holm, against a direct computation; one alone would be decided."""
+    assert paired.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert paired.holm([]) == []
+    gap = float(t.ppf(1 - 0.02 / 2, 15)) * 0.01  # p = 0.02
+    found = pd.concat([rows("a", 0.5 - gap), rows("b", 0.5)])
+    both = pd.concat([replicates("a", 0.5 - gap, 0.01, 2), replicates("b", 0.5, 0.0, 3)])
+    claim = Claim("a", "b", "fd_digits")
+    assert [v.verdict for v in claims.judge([claim], found, both)] == ["holds"]
+    assert [v.verdict for v in claims.judge([claim] * 3, found, both)] == ["undecided"] * 3
+
+
+@pytest.mark.parametrize(("blocks", "count"), [(1, 4096), (3, 256)])
+def test_little_decides_nothing(blocks: int, count: int) -> None:
+    found = pd.concat([rows("a", 0.1, blocks, count), rows("b", 0.5, blocks, count)])
+    both = pd.concat([replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)])
+    (verdict,) = claims.judge([Claim("a", "b", "fd_digits")], found, both)
+    assert verdict.verdict == "undecided"
+    assert "expected 1,024 in 2 or more" in verdict.reason
+
+
+def test_other_seeds_are_no_pairs_and_extrapolation_may_turn_a_difference() -> None:
+    found = pd.concat([rows("a", 0.1), rows("b", 0.5)])
+    a, b = replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)
+    other = b.assign(left_out=b["left_out"].replace("3-3", "99-99"))
+    claim = [Claim("a", "b", "fd_digits")]
+    (verdict,) = claims.judge(claim, found, pd.concat([a, other]))
+    assert (verdict.verdict, verdict.reason) == ("not comparable", "not of the same seeds")
+    limits = [("a", 0.4), ("b", 0.3)]
+    ends = pd.DataFrame([{**a.iloc[0], "configuration": k, "left_out": EXTRAPOLATED, "value": v} for k, v in limits])
+    (verdict,) = claims.judge(claim, found, pd.concat([a, b, ends]))
+    assert verdict.verdict == "undecided"
+    assert "other sign" in verdict.reason
+    assert verdict.extrapolated == pytest.approx(0.1)
+
+
+def test_nothing_can_be_claimed_of_a_broken_network(repeated: Study) -> None:
+    found = measures.replicates(repeated)
+    key = "seeds-unguided-1"
+    real = found[(found["configuration"] == key) & (found["left_out"] == WHOLE)]
+    real = real[real["metric"] == "fd_digits"]
+    assert measures.broken(repeated, pd.concat([found, real.assign(left_out=REAL)])) == {}
+    broken = measures.broken(repeated, pd.concat([found, real.assign(left_out=REAL, value=real["value"] / 50)]))
+    assert key in broken
+    assert "seeds-autoguidance-1" in broken
+    assert "seeds-autoguidance-2" not in broken
+    judged = claims.judge(repeated.claims, measures.read(repeated), found, broken)
+    about = [v for v in judged if v.configuration == "seeds-autoguidance-1"]
+    assert {v.verdict for v in about} == {"not meaningful"}
+    assert "50 times as far from the data as real images" in about[0].reason
 
 
 def test_the_papers_claims_are_judged_once_per_training_seed(repeated: Study) -> None:
-    judged = claims.table(claims.judge(repeated.claims, measures.read(repeated)))
+    judged = claims.table(claims.judge(repeated.claims, measures.read(repeated), measures.replicates(repeated)))
     lowered = judged[judged["claim"] == "Autoguidance lowers FD_digits"]
     pairs = [(f"seeds-autoguidance-{i}", f"seeds-unguided-{i}") for i in (1, 2, 3)]
     assert list(zip(lowered["configuration"], lowered["against"], strict=True)) == pairs
@@ -59,7 +155,7 @@ def test_the_papers_claims_are_judged_once_per_training_seed(repeated: Study) ->
 def test_a_users_claim_is_judged_by_the_same_rules(repeated: Study) -> None:
     pair = {"better": "seeds-autoguidance-1", "than": "seeds-unguided-1", "metric": "fd_digits"}
     wanted = [Claim(**pair), Claim(**pair, by=0.05), Claim(**pair, by=10.0), Claim(**pair, within=0.0)]  # type: ignore[arg-type]
-    judged = claims.judge(wanted, measures.read(repeated))
+    judged = claims.judge(wanted, measures.read(repeated), measures.replicates(repeated))
     assert [row.verdict for row in judged] == ["holds", "holds", "does not hold", "holds"]
     assert [row.claim for row in judged] == [
         "seeds-autoguidance-1 beats seeds-unguided-1 in FD_digits",
@@ -71,7 +167,7 @@ def test_a_users_claim_is_judged_by_the_same_rules(repeated: Study) -> None:
 
 def test_what_is_no_number_decides_nothing(repeated: Study) -> None:
     found = measures.read(repeated).assign(value=float("nan"))
-    judged = claims.judge(repeated.claims[-1:], found)
+    judged = claims.judge(repeated.claims[-1:], found, measures.replicates(repeated))
     assert judged[0].verdict == "not comparable"
     assert "not a number" in judged[0].reason
 

@@ -1,0 +1,86 @@
+"""Paired differences: all methods share seeds, noise and labels, so a difference is far less noisy than its two values.
+
+Every configuration leaves its values with each of some groups of seeds left out (`repro.rows.Replicate`). The jackknife
+of the difference of two configurations is the difference of their replicates (Efron 1982, eq. 3.2).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from metrics.files import InputError
+from metrics.frechet import jackknife
+from repro.rows import EXTRAPOLATED, REAL, WHOLE
+
+LEVEL = 0.05  # of all verdicts of a study together
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Value of one configuration minus that of another, of the same seeds, in the metric's unit."""
+
+    ours: float
+    theirs: float
+    standard_error: float
+    #: Groups of seeds that the jackknife leaves out, each once.
+    groups: int
+    num_images: int
+    #: The difference at infinitely many images, where that is extrapolated.
+    extrapolated: float | None = None
+
+    @property
+    def value(self) -> float:
+        return self.ours - self.theirs
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of 95%, on its own: not corrected for other differences."""
+        half = float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
+        return self.value - half, self.value + half
+
+    def p(self, margin: float) -> float:
+        """Two-sided p-value of the difference being `margin`, by Student's t with one degree of freedom less than
+        groups."""
+        away = abs(self.value - margin)
+        return 2 * float(t.sf(away / self.standard_error, self.groups - 1)) if self.standard_error else float(not away)
+
+    def needed(self, margin: float) -> float:
+        """How many images would tell the difference from `margin`, if it is what it seems to be."""
+        away = abs(self.value - margin)
+        least = float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
+        return self.num_images * (least / away) ** 2 if away else math.inf
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:
+    """The difference of two configurations in one metric, of their replicates (columns of `repro.rows.Replicate`).
+
+    Raises InputError where they are not of the same seeds.
+    """
+    a, b = (side.set_index("left_out") for side in (ours, theirs))
+    groups = [name for name in a.index if name not in (WHOLE, EXTRAPOLATED, REAL)]
+    if len(groups) < 2 or {*groups, WHOLE} - {*b.index} or {*b.index} - {*groups, WHOLE, EXTRAPOLATED, REAL}:
+        raise InputError("not of the same seeds")
+    value, other = a["value"], b["value"]
+    found = jackknife(float(value[WHOLE] - other[WHOLE]), (value[groups] - other[groups]).to_list())
+    both = EXTRAPOLATED in a.index and EXTRAPOLATED in b.index
+    return Difference(
+        float(value[WHOLE]),
+        float(other[WHOLE]),
+        found.standard_error,
+        len(groups),
+        int(a["num_images"][WHOLE]),
+        float(value[EXTRAPOLATED] - other[EXTRAPOLATED]) if both else None,
+    )
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected so that rejecting those up to a level errs in the whole family that rarely (Holm 1979)."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.maximum.accumulate([(len(p) - place) * p[i] for place, i in enumerate(order)])
+    found = np.empty(len(p))
+    found[order] = np.minimum(corrected, 1.0)
+    return [float(each) for each in found]
