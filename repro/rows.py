@@ -60,14 +60,14 @@ class Replicate:
 
     configuration: str
     metric: str
-    #: The group, first-last; or one of WHOLE, EXTRAPOLATED and REAL.
+    #: The group, first-last; or WHOLE or REAL.
     left_out: str
     num_images: int
     value: float
 
 
-#: Nothing is left out; the value at infinitely many images; that of one half of the real images against the other.
-WHOLE, EXTRAPOLATED, REAL = "none", "extrapolated", "real"
+#: Nothing is left out; the value of one half of the real images against the other.
+WHOLE, REAL = "none", "real"
 REPLICATES = "replicates.csv"
 COLUMNS = [field.name for field in fields(Row)]
 TEXTS = [field.name for field in fields(Row) if field.type is str]

@@ -11,13 +11,13 @@ import torch
 from metrics import detectors, features, references
 from metrics.features import FeatureSet
 from metrics.files import InputError
-from metrics.frechet import fd_infinity, frechet_distance, leave_one_out
+from metrics.frechet import frechet_distance, leave_one_out
 from metrics.measure import check_reference, measure
 from metrics.names import qualified, space
 from metrics.statistics import from_features
 from repro.data.kinds import FEATURES, REFERENCE
 from repro.numerics import numerics
-from repro.rows import EXTRAPOLATED, REAL, WHOLE, Replicate, Row, provenance, settings
+from repro.rows import REAL, WHOLE, Replicate, Row, provenance, settings
 from repro.sampling.shards import Manifest
 from repro.strict import digest
 from repro.study import Evaluate
@@ -66,8 +66,8 @@ def replicates(
     """Values of all images of configuration `key`, whose features are `sets` by detector, and of all but a group.
 
     The groups are `GROUPS` runs of `seeds`, ascending, as equal as they can be; too few seeds have none. Distances
-    are extrapolated to infinitely many images besides, and, where features of real images are at hand, set beside
-    the distance of one half of these from the other.
+    come extrapolated to infinitely many images too, and, where features of real images are at hand, beside the
+    distance of one half of these from the other.
     """
     groups = [group for group in np.array_split(np.array(seeds), GROUPS) if len(group)]
     if len(seeds) < 2 * GROUPS:
@@ -79,9 +79,10 @@ def replicates(
         distance, target = space(name).distance, reference.require(name)
         if "fd" in evaluate.metrics:
             found = leave_one_out(sample.gather(), target, GROUPS)
-            yield from (Replicate(key, distance, *row) for row in zip(labels, counts, found, strict=True))
-            limit = fd_infinity(sample.gather(), target).value
-            yield Replicate(key, distance, EXTRAPOLATED, len(seeds), limit)
+            limits = qualified("fd_infinity", name)
+            for label, count, (value, limit) in zip(labels, counts, found, strict=True):
+                yield Replicate(key, distance, label, count, value)
+                yield Replicate(key, limits, label, count, limit)
             if name in reference.features:
                 halves = np.array_split(reference.features[name].gather(), 2)
                 value = frechet_distance(*(from_features(half, target.tags) for half in halves))

@@ -23,8 +23,9 @@ CAPTIONS = {
     "published": "Least of the seed blocks (mean ± standard deviation), the published value, and the verdict. The "
     "paper optimises weight w and EMA lengths for FID and for FD_DINOv2 apart. The best value of each block is marked.",
     "claims": "Difference over all seeds, paired by seed, ± its standard error (jackknife over groups of seeds), with "
-    "its own 95% interval. A claim is decided where p, corrected for the number of claims (Holm), is at most 0.05. A "
-    "verdict speaks of these networks; only other training seeds speak of the method.",
+    "its own 95% interval. A claim is decided where p, corrected for the number of claims (Holm), is at most 0.05; for "
+    "distances p is that of the difference at infinitely many images. A verdict speaks of these networks; only other "
+    "training seeds speak of the method.",
     "toy": "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of "
     "samples outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of the assignment to "
     "components, or to branches.",

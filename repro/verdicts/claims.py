@@ -48,8 +48,9 @@ class Verdict:
     #: p-value, corrected for the number of claims.
     p: float | None = None
     num_images: int | None = None
-    #: The difference at infinitely many images.
-    extrapolated: float | None = None
+    #: The difference at infinitely many images, which decides where it is known, and its error.
+    limit: float | None = None
+    limit_error: float | None = None
 
     def decided(self, value: float, other: float, verdict: str, obstacles: list[str]) -> "Verdict":
         """With both values, and the verdict on them where nothing forbids to compare them."""
@@ -75,8 +76,8 @@ def judge(
     """A verdict per claim on the difference of its two configurations, paired by seed; all claims are one family.
 
     A difference decides where its p-value, corrected for all claims that are tested (Holm), is at most 5%: for the
-    claim on the better side of its margin, against it on the other. Where extrapolation to infinitely many images
-    turns it round, it does not.
+    claim on the better side of its margin, against it on the other. Of distances whose limits at infinitely many
+    images are known the limits decide, since two sets as far from the data as each other may differ in bias.
 
     Args:
         found: rows as `measures.read` gives them.
@@ -86,47 +87,53 @@ def judge(
     """
     rules = itertools.chain(obstacles, itertools.repeat(no_numbers))
     tried = [_try(claim, found, replicates, broken or {}, rule) for claim, rule in zip(claims, rules, strict=False)]
-    differences = [difference for _, difference in tried if difference is not None]
-    margins = [_margin(claim) for claim, (_, difference) in zip(claims, tried, strict=True) if difference is not None]
-    corrected = iter(paired.holm([d.p(margin) for d, margin in zip(differences, margins, strict=True)]))
+    deciding = [(claim, found[-1]) for claim, (_, found) in zip(claims, tried, strict=True) if found]
+    corrected = iter(paired.holm([difference.p(_margin(claim)) for claim, difference in deciding]))
     return [
-        row if difference is None else _decide(claim, row, difference, next(corrected))
-        for claim, (row, difference) in zip(claims, tried, strict=True)
+        _decide(claim, row, found, next(corrected)) if found else row
+        for claim, (row, found) in zip(claims, tried, strict=True)
     ]
 
 
 def _try(
     claim: Claim, found: pd.DataFrame, replicates: pd.DataFrame, broken: Mapping[str, str], obstacles: Obstacles
-) -> tuple[Verdict, paired.Difference | None]:
-    """The difference that a claim is about, or the verdict where there is nothing to decide it by."""
+) -> tuple[Verdict, list[paired.Difference]]:
+    """The difference that a claim is about and its limit, if that is known; none where the verdict needs none."""
     row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
-    found, replicates = (rows[rows["metric"] == claim.metric] for rows in (found, replicates))
-    keys = (claim.better, claim.than)
-    sides, parts = ([rows[rows["configuration"] == key] for key in keys] for rows in (found, replicates))
+    keys, limits = (claim.better, claim.than), f"{claim.metric}_infinity"
+    of = [
+        (found, claim.metric),
+        *((replicates, name) for name in (claim.metric, limits) if name in set(replicates["metric"])),
+    ]
+    sides, *parts = (
+        [rows[(rows["configuration"] == key) & (rows["metric"] == name)] for key in keys] for rows, name in of
+    )
     if missing := [f"{key}: nothing measured" for key, rows in zip(keys, sides, strict=True) if rows.empty]:
-        return replace(row, reason="; ".join(missing)), None
+        return replace(row, reason="; ".join(missing)), []
     ours, theirs = (float(rows["value"].mean()) for rows in sides)
     row = replace(row, value=ours, against_value=theirs, difference=ours - theirs)
     reasons = [f"{key}: {why}" for key, rows in zip(keys, sides, strict=True) for why in obstacles(rows, claim.metric)]
     if reasons:
-        return replace(row, verdict=NOT_COMPARABLE, reason="; ".join(reasons)), None
+        return replace(row, verdict=NOT_COMPARABLE, reason="; ".join(reasons)), []
     if reasons := [f"{key}: {broken[key]}" for key in keys if key in broken]:
-        return replace(row, verdict=NOT_MEANINGFUL, reason="; ".join(dict.fromkeys(reasons))), None
+        return replace(row, verdict=NOT_MEANINGFUL, reason="; ".join(dict.fromkeys(reasons))), []
     blocks = min(len(rows) for rows in sides)
     images = int(min(rows["num_images"].sum() for rows in sides))
-    if blocks < BLOCKS or images < LEAST or any(part.empty for part in parts):
+    if blocks < BLOCKS or images < LEAST or not parts or any(part.empty for part in parts[0]):
         few = f"{images:,} images in {blocks} seed block(s), expected {LEAST:,} in {BLOCKS} or more, with replicates"
-        return replace(row, verdict=UNDECIDED, reason=few), None
+        return replace(row, verdict=UNDECIDED, reason=few), []
     try:
-        return row, paired.difference(*parts)
+        return row, [paired.difference(*pair) for pair in parts if not any(part.empty for part in pair)]
     except InputError as err:
-        return replace(row, verdict=NOT_COMPARABLE, reason=str(err)), None
+        return replace(row, verdict=NOT_COMPARABLE, reason=str(err)), []
 
 
-def _decide(claim: Claim, row: Verdict, difference: paired.Difference, p: float) -> Verdict:
-    """The verdict on a claim by its difference, whose p-value is corrected."""
+def _decide(claim: Claim, row: Verdict, found: list[paired.Difference], p: float) -> Verdict:
+    """The verdict on a claim by the last of its differences, whose p-value is corrected."""
     margin, better = _margin(claim), named(claim.metric).better
+    difference, deciding = found[0], found[-1]
     low, high = difference.interval
+    limit = (deciding.value, deciding.standard_error) if found[1:] else (None, None)
     row = replace(
         row,
         value=difference.ours,
@@ -137,16 +144,14 @@ def _decide(claim: Claim, row: Verdict, difference: paired.Difference, p: float)
         high=high,
         p=p,
         num_images=difference.num_images,
-        extrapolated=difference.extrapolated,
+        limit=limit[0],
+        limit_error=limit[1],
     )
-    beyond = better * (difference.value - margin)
-    turned = difference.extrapolated is not None and better * (difference.extrapolated - margin) * beyond < 0
-    if p <= paired.LEVEL and not turned:
-        return replace(row, verdict=HOLDS if beyond > 0 else FAILS)
-    needed = difference.needed(margin)
+    if p <= paired.LEVEL:
+        return replace(row, verdict=HOLDS if better * (deciding.value - margin) > 0 else FAILS)
+    needed = deciding.needed(margin)
     more = f"{needed:,.2g} images might decide it" if np.isfinite(needed) else "no number of images would decide it"
-    why = "at infinitely many images the difference would have the other sign" if turned else more
-    return replace(row, verdict=UNDECIDED, reason=why)
+    return replace(row, verdict=UNDECIDED, reason=more)
 
 
 def _text(claim: Claim) -> str:

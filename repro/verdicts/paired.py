@@ -14,7 +14,7 @@ from scipy.stats import t
 
 from metrics.files import InputError
 from metrics.frechet import jackknife
-from repro.rows import EXTRAPOLATED, REAL, WHOLE
+from repro.rows import REAL, WHOLE
 
 LEVEL = 0.05  # of all verdicts of a study together
 
@@ -29,8 +29,6 @@ class Difference:
     #: Groups of seeds that the jackknife leaves out, each once.
     groups: int
     num_images: int
-    #: The difference at infinitely many images, where that is extrapolated.
-    extrapolated: float | None = None
 
     @property
     def value(self) -> float:
@@ -61,20 +59,13 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:
     Raises InputError where they are not of the same seeds.
     """
     a, b = (side.set_index("left_out") for side in (ours, theirs))
-    groups = [name for name in a.index if name not in (WHOLE, EXTRAPOLATED, REAL)]
-    if len(groups) < 2 or {*groups, WHOLE} - {*b.index} or {*b.index} - {*groups, WHOLE, EXTRAPOLATED, REAL}:
+    groups = [name for name in a.index if name not in (WHOLE, REAL)]
+    if len(groups) < 2 or {*groups, WHOLE} != {*b.index} - {REAL}:
         raise InputError("not of the same seeds")
     value, other = a["value"], b["value"]
     found = jackknife(float(value[WHOLE] - other[WHOLE]), (value[groups] - other[groups]).to_list())
-    both = EXTRAPOLATED in a.index and EXTRAPOLATED in b.index
-    return Difference(
-        float(value[WHOLE]),
-        float(other[WHOLE]),
-        found.standard_error,
-        len(groups),
-        int(a["num_images"][WHOLE]),
-        float(value[EXTRAPOLATED] - other[EXTRAPOLATED]) if both else None,
-    )
+    whole = float(value[WHOLE]), float(other[WHOLE])
+    return Difference(*whole, found.standard_error, len(groups), int(a["num_images"][WHOLE]))
 
 
 def holm(p: Sequence[float]) -> list[float]:

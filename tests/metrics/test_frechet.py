@@ -12,6 +12,7 @@ from metrics.frechet import (
     frechet_distance,
     frechet_with_error,
     jackknife,
+    leave_one_out,
     paired_difference,
     per_class_distances,
 )
@@ -150,3 +151,24 @@ def test_per_class_distances_compare_equal_classes_only() -> None:
     y = np.concatenate([x[:10], x[10:20] + 2, x[20:21]])
     distances = per_class_distances(x, labels, y, np.repeat([0, 1, 2], [10, 10, 1]))
     assert distances == {0: pytest.approx(0, abs=1e-9), 1: pytest.approx(12, rel=1e-9)}
+
+
+def test_values_with_blocks_left_out_and_their_limits() -> None:
+    """Of all, and of the features without each block, against direct computations."""
+    rng = np.random.default_rng(0)
+    x, reference = rng.standard_normal((96, 4)) + 0.1, from_features(rng.standard_normal((500, 4)))
+
+    def limit(blocks: list[int]) -> float:
+        values = [
+            frechet_distance(from_features(np.concatenate([x[12 * i : 12 * i + 12] for i in of])), reference)
+            for of in (blocks, [i for i in blocks if i % 2 == 0], [i for i in blocks if i % 2])
+        ]
+        return 2 * values[0] - (values[1] + values[2]) / 2
+
+    found = leave_one_out(x, reference, 8)
+    assert len(found) == 9
+    for number, (value, limited) in enumerate(found):
+        kept = [i for i in range(8) if i != number - 1]
+        rest = np.concatenate([x[12 * i : 12 * i + 12] for i in kept])
+        assert value == pytest.approx(frechet_distance(from_features(rest), reference), rel=1e-9)
+        assert limited == pytest.approx(limit(kept), rel=1e-9)

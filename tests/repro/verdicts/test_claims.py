@@ -12,7 +12,7 @@ from scipy.stats import t
 import repro.study as studies
 from metrics.files import InputError
 from repro.report.tables import claims_view
-from repro.rows import EXTRAPOLATED, REAL, WHOLE
+from repro.rows import REAL, WHOLE
 from repro.study import Claim, Study, schema
 from repro.verdicts import claims, measures, paired
 from tests.repro.fabricated import fabricate
@@ -105,19 +105,25 @@ def test_little_decides_nothing(blocks: int, count: int) -> None:
     assert "expected 1,024 in 2 or more" in verdict.reason
 
 
-def test_other_seeds_are_no_pairs_and_extrapolation_may_turn_a_difference() -> None:
+def test_other_seeds_are_no_pairs() -> None:
     found = pd.concat([rows("a", 0.1), rows("b", 0.5)])
     a, b = replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)
     other = b.assign(left_out=b["left_out"].replace("3-3", "99-99"))
-    claim = [Claim("a", "b", "fd_digits")]
-    (verdict,) = claims.judge(claim, found, pd.concat([a, other]))
+    (verdict,) = claims.judge([Claim("a", "b", "fd_digits")], found, pd.concat([a, other]))
     assert (verdict.verdict, verdict.reason) == ("not comparable", "not of the same seeds")
-    limits = [("a", 0.4), ("b", 0.3)]
-    ends = pd.DataFrame([{**a.iloc[0], "configuration": k, "left_out": EXTRAPOLATED, "value": v} for k, v in limits])
-    (verdict,) = claims.judge(claim, found, pd.concat([a, b, ends]))
-    assert verdict.verdict == "undecided"
-    assert "other sign" in verdict.reason
-    assert verdict.extrapolated == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.3, "holds"), (0.505, "undecided"), (0.6, "does not hold")])
+def test_distances_are_judged_at_infinitely_many_images(limit: float, expected: str) -> None:
+    """Where that is known; the difference that was measured stands beside."""
+    found = pd.concat([rows("a", 0.1), rows("b", 0.5)])
+    measured = [replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)]
+    limits = [("a", limit, 0.01, 2), ("b", 0.5, 0.0, 3)]
+    both = [*measured, *(replicates(*of, metric="fd_digits_infinity") for of in limits)]
+    (verdict,) = claims.judge([Claim("a", "b", "fd_digits")], found, pd.concat(both))
+    assert verdict.verdict == expected
+    assert verdict.difference == pytest.approx(-0.4)
+    assert (verdict.limit, verdict.limit_error) == pytest.approx((limit - 0.5, 0.01))
 
 
 def test_nothing_can_be_claimed_of_a_broken_network(repeated: Study) -> None:
