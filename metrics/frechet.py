@@ -58,17 +58,16 @@ def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
 
 
-def leave_one_out(features: Features, reference: Statistics, num_blocks: int = 10) -> list[tuple[float, float]]:
-    """FD of features [N, D] and FD extrapolated to infinitely many: of all, and with each of some blocks left out.
+def leave_one_out(blocks: list[Moments], reference: Statistics) -> list[tuple[float, float]]:
+    """FD and FD extrapolated to infinitely many images: of all blocks of features, and with each block left out.
 
-    The blocks are `num_blocks` disjoint runs of the features. Extrapolated as by `fd_infinity`, from one half of the
-    blocks, every other one, and the other half; the error of each value is for `jackknife` to find.
+    Extrapolated as by `fd_infinity`, from one half of the blocks, every other one, and the other half; the errors are
+    for `jackknife` to find.
     """
-    blocks = block_moments(features, num_blocks)
     halves = [blocks[0::2], blocks[1::2]]
     whole, parts = _distance(blocks, reference), [_distance(half, reference) for half in halves]
     found = [(whole, 2 * whole - sum(parts) / 2)]
-    for i in range(num_blocks):
+    for i in range(len(blocks)):
         half, rest = i % 2, blocks[:i] + blocks[i + 1 :]
         fewer = _distance([block for block in halves[half] if block is not blocks[i]], reference)
         distance = _distance(rest, reference)

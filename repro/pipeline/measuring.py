@@ -1,6 +1,6 @@
 """What samples are measured against, with what, and the rows of measured values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from metrics.files import InputError
 from metrics.frechet import frechet_distance, leave_one_out
 from metrics.measure import check_reference, measure
 from metrics.names import qualified, space
-from metrics.statistics import from_features
+from metrics.statistics import Moments, from_features
 from repro.data.kinds import FEATURES, REFERENCE
 from repro.numerics import numerics
 from repro.rows import REAL, WHOLE, Replicate, Row, provenance, settings
@@ -57,43 +57,47 @@ def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
 
 def replicates(
     key: str,
-    sets: Mapping[str, FeatureSet],
+    kept: Callable[[Sequence[int]], Mapping[str, FeatureSet]],
     seeds: Sequence[int],
     reference: references.Reference,
     evaluate: Evaluate,
     networks: Mapping[str, detectors.Detector],
 ) -> Iterator[Replicate]:
-    """Values of all images of configuration `key`, whose features are `sets` by detector, and of all but a group.
+    """Values of all images of configuration `key`, and of all but a group, of the features that `kept` has of seeds.
 
     The groups are `GROUPS` runs of `seeds`, ascending, as equal as they can be; too few seeds have none. Distances
     come extrapolated to infinitely many images too, and, where features of real images are at hand, beside the
     distance of one half of these from the other.
     """
-    groups = [group for group in np.array_split(np.array(seeds), GROUPS) if len(group)]
     if len(seeds) < 2 * GROUPS:
         return
+    groups = np.array_split(np.array(seeds), GROUPS)
     labels = [WHOLE, *(f"{group[0]}-{group[-1]}" for group in groups)]
     counts = [len(seeds), *(len(seeds) - len(group) for group in groups)]
-    others = tuple(name for name in evaluate.metrics if name != "fd")
-    for name, sample in sets.items():
-        distance, target = space(name).distance, reference.require(name)
-        if "fd" in evaluate.metrics:
-            found = leave_one_out(sample.gather(), target, GROUPS)
-            limits = qualified("fd_infinity", name)
+    if "fd" in evaluate.metrics:  # of which the moments of a group at a time are enough
+        moments: dict[str, list[Moments]] = {}
+        for group in groups:
+            for name, sample in kept(group.tolist()).items():
+                moments.setdefault(name, []).append(Moments(sample.dim).update(sample.gather()))
+        for name, blocks in moments.items():
+            distance, target = space(name).distance, reference.require(name)
+            found = leave_one_out(blocks, target)
             for label, count, (value, limit) in zip(labels, counts, found, strict=True):
                 yield Replicate(key, distance, label, count, value)
-                yield Replicate(key, limits, label, count, limit)
+                yield Replicate(key, qualified("fd_infinity", name), label, count, limit)
             if name in reference.features:
                 halves = np.array_split(reference.features[name].gather(), 2)
                 value = frechet_distance(*(from_features(half, target.tags) for half in halves))
                 yield Replicate(key, distance, REAL, len(halves[0]), value)
-        for label, group in zip(labels, [None, *groups], strict=True) if others else ():
-            kept = np.ones(len(seeds), bool) if group is None else ~np.isin(seeds, group)
-            x = sample.gather()[kept]
-            part = FeatureSet.of(x, sample.tags, None if sample.labels is None else sample.labels[kept])
-            options = replace(evaluate.options, metrics=others)
-            for m in measure(name, part, reference, options, networks.get(name)):
-                yield Replicate(key, qualified(m.metric, name), label, len(x), m.value)
+    if others := tuple(name for name in evaluate.metrics if name != "fd"):
+        options = replace(evaluate.options, metrics=others)
+        for name, sample in kept(seeds).items():
+            for label, group in zip(labels, [np.array([], int), *groups], strict=True):
+                rest = ~np.isin(seeds, group)
+                labelled = None if sample.labels is None else sample.labels[rest]
+                part = FeatureSet.of(sample.gather()[rest], sample.tags, labelled)
+                for m in measure(name, part, reference, options, networks.get(name)):
+                    yield Replicate(key, qualified(m.metric, name), label, int(rest.sum()), m.value)
 
 
 def point_digest(

@@ -274,7 +274,7 @@ def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) ->
         common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
         rows += measured_rows(*kept(parse_seeds(block)), reference, evaluate, networks, common)
     seeds = item.all_seeds()
-    paired = replicates(key, kept(seeds)[1], seeds, reference, evaluate, networks)
+    paired = replicates(key, lambda some: kept(some)[1], seeds, reference, evaluate, networks)
     write_replicates(folder / REPLICATES, paired)
     write_rows(folder / MEASURES, rows)
     for name in (PREVIEW_FILE, GRID):
