@@ -155,10 +155,11 @@ def verify(study: Study, echo: Callable[[str], None] = print, partial: bool = Fa
 
     Raises InputError for a broken file, where nothing is measured yet, and where a result is absent unless `partial`.
 
-    Returns the exit code: 1 if a comparable value is off or a claim that was tested does not hold, else 0.
+    Returns the exit code: 1 if a comparable value is off, a claim that was tested does not hold, or nothing could be
+    measured, else 0.
     """
     found = measures.read(study)
-    if not len(found):
+    if not len(found) and not any(measures.why_missing(study, key) for key in measures.entries(study)):
         raise InputError(f"{study.out / 'results'}: nothing is measured yet, so nothing can be judged; run `dvc repro`")
     if not partial:
         measures.refuse_gaps(study)
@@ -173,4 +174,4 @@ def verify(study: Study, echo: Callable[[str], None] = print, partial: bool = Fa
         echo(f"{study.study} has neither published values nor claims; nothing was judged")
     for row in tested.to_dict("records"):
         echo(f"{row['verdict']:30} {row['claim']}")
-    return int((cells["verdict"] == OFF).any() or (tested["verdict"] == FAILS).any())
+    return int((cells["verdict"] == OFF).any() or (tested["verdict"] == FAILS).any() or found.empty)

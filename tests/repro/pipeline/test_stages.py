@@ -340,6 +340,8 @@ def test_a_network_that_nobody_has_is_an_outcome(without_guide: Study, capsys: p
     lines: list[str] = []
     assert published.verify(without_guide, lines.append) == 0
     assert lines == [f"{'not possible':30} autoguidance fid: published 1.34 ({reason})"]
+    alone = replace(without_guide, generate={"autoguidance": without_guide.generate["autoguidance"]}, sweeps={})
+    assert published.verify(alone, lines.append) == 1  # nothing could be measured, which is no success
 
     folders, absent, failures = acquire.everything(without_guide, retry=True)
     assert (absent, failures) == ([], [])
