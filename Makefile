@@ -31,7 +31,7 @@ test: install
 	$(RUN) python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: install
-	$(RUN) python -m pytest -m slow --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	$(RUN) python -m pytest -m slow $(PARALLEL) $(PYTEST_ARGS)
 
 torture: install
 	$(RUN) python -m tests.torture

@@ -12,7 +12,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads)))
 
 #: Files that take longest, which begin where files run side by side.
-LONGEST = ("test_pipeline.py", "test_torture.py", "test_stages.py", "test_extending.py")
+LONGEST = (
+    *("test_pipeline.py", "test_sharing.py", "test_anchor.py"),
+    *("test_torture.py", "test_stages.py", "test_extending.py"),
+)
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 
