@@ -71,8 +71,11 @@ class Form(Protocol):
     def manifest(self, path: Path) -> Manifest | None:
         """What a shard says of its making; None where there is none or it is torn; InputError: of another version."""
 
-    def is_sound(self, path: Path, manifest: Manifest) -> bool:
-        """Whether a shard holds, unbroken, what this form makes of its images."""
+    def is_sound(self, path: Path, manifest: Manifest, trust: bool = False) -> bool:
+        """Whether a shard holds, unbroken, what this form makes of its images.
+
+        With `trust` one that was found unbroken and has not changed since (size, time, inode) need not be read again.
+        """
 
     def encode(self, images: NDArray[np.uint8]) -> Any:
         """What is kept of a batch [n, H, W, C], in another thread while the next one is sampled."""
@@ -86,7 +89,7 @@ class Form(Protocol):
     def is_whole(self, path: Path, seeds: list[int], pair: Pair, trust: bool = True) -> bool:
         """Whether a file holds exactly these seeds of this configuration, unbroken; InputError if of another one.
 
-        With `trust` a file that was found unbroken and has not changed since (size, time, inode) is not read again.
+        `trust`: as of `is_sound`.
         """
         manifest = self.manifest(path)
         if manifest is None:
@@ -96,16 +99,7 @@ class Form(Protocol):
                 f"{path}: made from another configuration ({manifest.digest[:12]}, expected {pair.digest[:12]}); "
                 "move the folder away or choose another"
             )
-        if manifest.seeds != seeds:
-            return False
-        with contextlib.suppress(OSError):
-            if trust and verified(path).read_text() == _state(path):
-                return True
-        sound = self.is_sound(path, manifest)
-        if sound:
-            with contextlib.suppress(OSError, InputError):  # a folder that cannot be written is verified each time
-                write_text(verified(path), _state(path))
-        return sound
+        return manifest.seeds == seeds and self.is_sound(path, manifest, trust)
 
     def write(self, pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
         """Sample seeds, ascending, into a file."""
@@ -117,12 +111,16 @@ class Form(Protocol):
         made = (pair.digest, pair.configuration, pair.main_sha256, pair.guide_sha256, pair.device.type)
         versions = {"torch": torch.__version__, "numpy": np.__version__}
         self.keep(path, Manifest(*made, versions, seeds, labels), [part.result() for part in parts])
-        write_text(verified(path), _state(path))
 
 
 def verified(path: Path) -> Path:
     """Where it is noted in what state a shard was found unbroken."""
     return path.with_name(f".{path.name}.verified")
+
+
+def _note_verified(path: Path) -> None:
+    with contextlib.suppress(OSError, InputError):  # in a folder that cannot be written a shard is read each time
+        write_text(verified(path), _state(path))
 
 
 def _state(path: Path) -> str:
@@ -141,9 +139,14 @@ class ImageShards(Form):
             found = json.loads(archive.read(MANIFEST))
         return None if found is None else Manifest.read(found, path)
 
-    def is_sound(self, path: Path, manifest: Manifest) -> bool:
+    def is_sound(self, path: Path, manifest: Manifest, trust: bool = False) -> bool:
+        with contextlib.suppress(OSError):
+            if trust and verified(path).read_text() == _state(path):
+                return True
         with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
-            return manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds)
+            if manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds):
+                _note_verified(path)
+                return True
         return False
 
     def encode(self, images: NDArray[np.uint8]) -> list[bytes]:
@@ -153,6 +156,7 @@ class ImageShards(Form):
         pngs = dict(zip(map(_name, manifest.seeds), (png for part in parts for png in part), strict=True))
         facts = replace(manifest, images_sha256=_digest(pngs.values())).facts()
         write_zip(path, [*pngs.items(), (MANIFEST, json.dumps(facts, sort_keys=True))])
+        _note_verified(path)
 
     def bytes_per_image(self, pair: Pair) -> float:
         side, latent = pair.main.img_resolution, getattr(pair.main.encoder, "kind", "rgb") == "vae"

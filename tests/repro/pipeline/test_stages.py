@@ -373,7 +373,7 @@ def test_networks_and_images_of_what_is_measured_are_not_made_again_unasked(firs
 
 def test_what_was_verified_and_has_not_changed_is_not_read_again(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     stages.run_generate(first, "unguided")
-    calls = count_calls(monkeypatch, shards.ImageShards, "is_sound")
+    calls = count_calls(monkeypatch, shards, "_digest")
     counts = []
     for verify in ("", "", "1"):
         monkeypatch.setenv("REPRO_VERIFY", verify)
@@ -386,7 +386,23 @@ def test_what_was_verified_and_has_not_changed_is_not_read_again(first: Study, m
     shard.write_bytes(content)
     monkeypatch.setenv("REPRO_VERIFY", "")
     stages.run_generate(first, "unguided")
-    assert len(calls) == 4  # it has changed
+    assert len(calls) == 5  # it has changed: read, and made again
+
+
+def test_features_of_another_detector_are_not_trusted(first: Study) -> None:
+    """Without images: the features stand unchanged, but are not what is asked for."""
+    bare = replace(first, shards=replace(first.shards, keep_images=False))
+    stages.run_generate(bare, "unguided")
+    measure(bare, "unguided")
+    folder = bare.out / "features" / "unguided"
+    before = {path.name: path.read_bytes() for path in folder.glob("0*.npz")}
+    data = replace(first.data["digits"], reference=first.data["digits"].reference | {"classifier_steps": 6})
+    other = replace(bare, data={"digits": data})
+    stages.run_reference(other, "digits")
+    measure(other, "unguided")
+    after = {path.name: path.read_bytes() for path in folder.glob("0*.npz")}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in before)
 
 
 def test_averages_of_published_networks_carry_their_licence(
