@@ -70,6 +70,7 @@ class Replicate:
 WHOLE, REAL = "none", "real"
 REPLICATES = "replicates.csv"
 COLUMNS = [field.name for field in fields(Row)]
+REPLICATE_COLUMNS = [field.name for field in fields(Replicate)]
 TEXTS = [field.name for field in fields(Row) if field.type is str]
 
 
@@ -91,12 +92,12 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def write_replicates(path: Path, rows: Iterable[Replicate]) -> None:
     """Replicates as CSV, atomically."""
-    write_csv(path, pd.DataFrame([vars(row) for row in rows], columns=[field.name for field in fields(Replicate)]))
+    write_csv(path, pd.DataFrame([vars(row) for row in rows], columns=REPLICATE_COLUMNS))
 
 
 def read_replicates(path: Path) -> pd.DataFrame:
     """A CSV of replicates, columns as in `Replicate`; InputError if it is none."""
-    return _read(path, [field.name for field in fields(Replicate)], "replicates")
+    return _read(path, REPLICATE_COLUMNS, "replicates")
 
 
 def read_rows(path: Path) -> pd.DataFrame:

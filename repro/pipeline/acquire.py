@@ -147,9 +147,9 @@ def everything(
     for what no address had.
     """
     settings = downloads(study, offline, allow_http)
-    fetched = {key: partial(networks, study, item, retry=retry) for key, item in study.networks.items()}
+    get = partial(networks, study, retry=retry)
     work: dict[Path, Callable[[Path, Downloads], object]] = {
-        **{study.out / "networks" / key: obtain for key, obtain in fetched.items()},
+        **{study.out / "networks" / key: partial(get, item) for key, item in study.networks.items()},
         **{study.out / "data" / key: data.made.prepare for key, data in study.datasets.items()},
     }
     absent: list[str] = []

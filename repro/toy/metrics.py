@@ -68,27 +68,26 @@ def measure_without(
             a, b = (side.values[mask[side.indices]].view(len(part), -1) for side in sides)
             transport[number] += (a - b).abs().mean().item() * len(part) / num_directions
     return [
-        {
-            "outliers": (log_density[mask] < level).double().mean().item(),
-            "log_density": log_density[mask].mean().item(),
-            "log_density_median": log_density[mask].median().item(),
-            "component_jsd": coverage_jsd(components[mask], mixture.component_weights),
-            "branch_jsd": coverage_jsd(components[mask] // len(OFFSETS), mixture.weights),
-            "sliced_wasserstein": distance,
-        }
+        _values(mixture, log_density[mask], components[mask], level, distance)
         for mask, distance in zip(kept, transport, strict=True)
     ]
 
 
 def measure(mixture: Mixture, samples: Tensor, true: Tensor, level: float, num_directions: int) -> dict[str, float]:
     """Every measure of `NAMES` of `samples` [N, 2] against as many `true` points and the contour `level`."""
-    log_density = mixture.log_density(samples)
-    components = mixture.assign(samples)
+    distance = sliced_wasserstein(samples.double(), true.double(), num_directions)
+    return _values(mixture, mixture.log_density(samples), mixture.assign(samples), level, distance)
+
+
+def _values(
+    mixture: Mixture, log_density: Tensor, components: Tensor, level: float, distance: float
+) -> dict[str, float]:
+    """The same of log densities [N] and components [N] of samples, and their sliced Wasserstein distance."""
     return {
         "outliers": (log_density < level).double().mean().item(),  # their share
         "log_density": log_density.mean().item(),
         "log_density_median": log_density.median().item(),
         "component_jsd": coverage_jsd(components, mixture.component_weights),
         "branch_jsd": coverage_jsd(components // len(OFFSETS), mixture.weights),
-        "sliced_wasserstein": sliced_wasserstein(samples.double(), true.double(), num_directions),
+        "sliced_wasserstein": distance,
     }

@@ -1,7 +1,6 @@
 """What a study measured so far: rows of all its result folders, and their summary over seed blocks."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from repro.rows import (
     COLUMNS,
     MEASURES,
     REAL,
+    REPLICATE_COLUMNS,
     REPLICATES,
     WHOLE,
-    Replicate,
     read_replicates,
     read_rows,
     settings,
@@ -73,8 +72,8 @@ def replicates(study: Study) -> pd.DataFrame:
     """
     paths = [result_file(study, key).with_name(REPLICATES) for key in (*study.toy, *study.generate)]
     frames = [read_replicates(path) for path in paths if path.exists()]
-    columns = [field.name for field in fields(Replicate)]
-    return pd.concat([pd.DataFrame(columns=columns), *[frame for frame in frames if len(frame)]], ignore_index=True)
+    empty = pd.DataFrame(columns=REPLICATE_COLUMNS)
+    return pd.concat([empty, *[frame for frame in frames if len(frame)]], ignore_index=True)
 
 
 def broken(study: Study, replicates: pd.DataFrame) -> dict[str, str]:
@@ -113,8 +112,7 @@ def refuse_gaps(study: Study) -> None:
 def why_missing(study: Study, entry: str, value: float | None = None) -> str:
     """Why there is nothing of an entry, or of one place on its curve; empty where nothing is missing for good."""
     found = read_missing(result_file(study, entry).with_name(NOTE))
-    reason = found.get("" if value is None else f"{value:g}", "")
-    return reason and f"not possible: {reason}"
+    return found.get("" if value is None else f"{value:g}", "")
 
 
 def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
@@ -130,7 +128,11 @@ def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         if "axis" in place:
             ours = ours[ours["axis_value"] == place["axis_value"]]
         why = why_missing(study, entry, place.get("axis_value"))
-        absent = {"reason": why or ("not measured" if result_file(study, entry).exists() else "not run")}
+        absent = {
+            "reason": f"not possible: {why}"
+            if why
+            else ("not measured" if result_file(study, entry).exists() else "not run")
+        }
         names = TOY_NAMES if entry in study.toy else study.evaluate.names
         for name in dict.fromkeys([*names, *section["metric"]]):
             group = ours[ours["metric"] == name]

@@ -35,10 +35,14 @@ class Difference:
         return self.ours - self.theirs
 
     @property
+    def least(self) -> float:
+        """How far from a margin the difference, on its own, tells itself from it."""
+        return float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Of 95%, on its own: not corrected for other differences."""
-        half = float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
-        return self.value - half, self.value + half
+        return self.value - self.least, self.value + self.least
 
     def p(self, margin: float) -> float:
         """Two-sided p-value of the difference being `margin`, by Student's t with one degree of freedom less than
@@ -49,8 +53,7 @@ class Difference:
     def needed(self, margin: float) -> float:
         """How many images would tell the difference from `margin`, if it is what it seems to be."""
         away = abs(self.value - margin)
-        least = float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
-        return self.num_images * (least / away) ** 2 if away else math.inf
+        return self.num_images * (self.least / away) ** 2 if away else math.inf
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:

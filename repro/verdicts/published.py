@@ -91,7 +91,7 @@ def _cell(study: Study, key: str, found: pd.DataFrame) -> Cell:
     cell = Cell(study.study, item.table, item.row, key, item.metric, item.value, tolerance=tolerance)
     rows = found[found["metric"] == item.metric]
     if rows.empty and (why := measures.why_missing(study, key)):
-        return replace(cell, verdict=NOT_POSSIBLE, reason=why.removeprefix("not possible: "))
+        return replace(cell, verdict=NOT_POSSIBLE, reason=why)
     if rows.empty:
         detectors = sorted(set(found["detector"]))
         if detectors and item.metric not in [space(name).distance for name in detectors]:
