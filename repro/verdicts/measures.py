@@ -127,12 +127,9 @@ def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         ours = section[section["configuration"] == place["configuration"]]
         if "axis" in place:
             ours = ours[ours["axis_value"] == place["axis_value"]]
-        why = why_missing(study, entry, place.get("axis_value"))
-        absent = {
-            "reason": f"not possible: {why}"
-            if why
-            else ("not measured" if result_file(study, entry).exists() else "not run")
-        }
+        absent = {"reason": "not measured" if result_file(study, entry).exists() else "not run"}
+        if why := why_missing(study, entry, place.get("axis_value")):
+            absent = {"reason": f"not possible: {why}"}
         names = TOY_NAMES if entry in study.toy else study.evaluate.names
         for name in dict.fromkeys([*names, *section["metric"]]):
             group = ours[ours["metric"] == name]
