@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from metrics import command_line, distributed
+from metrics.documents import parse_yaml
 from metrics.files import InputError, nearest, on_one_line
 from metrics.registry import load_plugins
 from repro import doctor, ema, search, snapshots
@@ -17,7 +18,9 @@ from repro.pipeline.acquire import everything
 from repro.pipeline.stages import STAGES, relaunch
 from repro.pixels import image_grid
 from repro.sampling.pairs import Configuration, Solver, load_pair
+from repro.sampling.scheduling import Choice, find_schedules
 from repro.sampling.shards import generate, read_shard
+from repro.schedules import SOLVERS
 from repro.strict import build, load, settings
 from repro.study import cost, presets
 from repro.training import recipes
@@ -108,6 +111,28 @@ def generate_command(
     if distributed.rank() == 0:
         image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
         click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
+
+
+@cli.command("schedule")
+@click.option("--network", required=True, help="Network file (.safetensors, .pkl), or module:function of a Denoiser.")
+@click.option("--steps", default="8,12,16,32", show_default=True, help="Numbers of steps, with commas between them.")
+@click.option("--seeds", default="0-15", show_default=True, help="Whose trajectories are followed, FIRST-LAST.")
+@click.option("--grid", type=int, default=Choice.grid, show_default=True, help="Levels to choose from, besides EDM's.")
+@click.option("--solver", default=Choice.solver, show_default=True, help=f"One of {', '.join(SOLVERS)}.")
+@click.option("--sigma-min", type=float, default=Choice.sigma_min, show_default=True, help="Last noise level.")
+@click.option("--sigma-max", type=float, default=Choice.sigma_max, show_default=True, help="First noise level.")
+@click.option("--out", type=PATH, required=True, help="YAML file to write; the figure lies beside it.")
+def schedule_command(
+    network: str, steps: str, seeds: str, grid: int, solver: str, sigma_min: float, sigma_max: float, out: Path
+) -> None:
+    """The noise levels with which a network needs the fewest steps, found exactly on a grid.
+
+    What it finds goes under `sampler` of a study. The same command again finds it done.
+    """
+    numbers = build(list[int], parse_yaml(f"[{steps}]", f"--steps {steps}: "), "--steps")
+    choice = Choice(numbers, studies.parse_seeds(seeds), grid, solver, sigma_min, sigma_max)
+    table = find_schedules(network, choice, out)
+    click.echo(f"{table.to_string(index=False)}\nroot mean square errors of samples; levels in {out}")
 
 
 @cli.command("reconstruct")

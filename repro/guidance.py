@@ -84,8 +84,9 @@ def guided_steps(
     sigma_min: float = 0.002,
     sigma_max: float = 80,
     rho: float = 7,
+    levels: Sequence[float] | Tensor | None = None,
 ) -> tuple[int, int]:
-    """Sampler steps of the interval (sigma_lo, sigma_hi]: (first, last), inclusive.
+    """Sampler steps of the interval (sigma_lo, sigma_hi]: (first, last), inclusive; of EDM's `levels` by default.
 
     The bounds are rounded step values in the papers, so each snaps to the nearest noise level (in log sigma)
     before `first` = the level at sigma_hi and `last` = the one before the level at sigma_lo
@@ -94,10 +95,11 @@ def guided_steps(
     """
     if not 0 < sigma_lo < sigma_hi:
         raise InputError(f"guidance interval ({sigma_lo}, {sigma_hi}]: expected 0 < sigma_lo < sigma_hi")
-    logs = schedules.edm(num_steps, sigma_min, sigma_max, rho)[:-1].log()
+    t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho) if levels is None else schedules.checked(levels)
+    logs = t_steps[:-1].log()
     first, end = (int((logs - math.log(sigma)).abs().argmin()) for sigma in (sigma_hi, sigma_lo))
     if end <= first:
-        raise InputError(f"guidance interval ({sigma_lo}, {sigma_hi}] holds none of the {num_steps} steps")
+        raise InputError(f"guidance interval ({sigma_lo}, {sigma_hi}] holds none of the {len(logs)} steps")
     return first, end - 1
 
 

@@ -49,6 +49,7 @@ def sample(
     sigma_min: float = 0.002,
     sigma_max: float = 80,
     rho: float = 7,
+    levels: Sequence[float] | Tensor | None = None,
     S_churn: float = 0,
     S_min: float = 0,
     S_max: float = math.inf,
@@ -67,7 +68,8 @@ def sample(
         interval: (first, last) sampler steps that are guided, in both evaluations, inclusive; None = all.
         rule: how answers are combined, a name of `repro.guidance.RULES`.
         num_steps: N; the networks are evaluated 2N - 1 times.
-        sigma_min, sigma_max, rho: noise schedule.
+        sigma_min, sigma_max, rho: the EDM schedule.
+        levels: another one (`repro.schedules`), N noise levels and 0; `num_steps` and its range do not count then.
         S_churn, S_min, S_max, S_noise: stochasticity (EDM Algorithm 2); 0 = deterministic.
         dtype: arithmetic of the solver; networks run in their own precision.
         randn_like: source of churn noise.
@@ -82,7 +84,10 @@ def sample(
     plain = guided(network, labels, dtype=dtype)
     steered = guided(network, labels, guides, weights, rule, dtype)
 
-    t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    if levels is None:
+        t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
+    else:
+        t_steps, num_steps = schedules.checked(levels).to(noise.device, dtype), len(levels) - 1
     # gamma_i of Algorithm 2.
     gammas = [min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]
     failed_at = torch.full([len(noise)], -1, device=noise.device)

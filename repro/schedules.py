@@ -1,7 +1,17 @@
-"""Noise levels of the sampler."""
+"""Noise levels of the sampler: EDM's, and the best ones for a network, found exactly on a grid."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from metrics.files import InputError, nearest
+from repro.networks import Denoiser
+
+#: (x, sigma) -> dx/dsigma of the probability-flow ODE (EDM equation 1).
+Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 def edm(
@@ -17,3 +27,121 @@ def edm(
     lo, hi = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     levels = (hi + ramp * (lo - hi)) ** rho
     return torch.cat([levels, torch.zeros_like(levels[:1])])
+
+
+def checked(levels: Sequence[float] | Tensor) -> Tensor:
+    """A schedule [N + 1] as float64; raises InputError unless it is N finite noise levels, falling, and then 0."""
+    found = torch.as_tensor(levels, dtype=torch.float64)
+    if found.ndim != 1 or len(found) < 2 or found[-1] != 0 or not found.isfinite().all() or (found.diff() >= 0).any():
+        raise InputError(f"schedule is {found.tolist()}, expected falling noise levels above 0, and then 0")
+    return found
+
+
+def optimal(
+    network: Denoiser,
+    noise: Tensor,
+    num_steps: int,
+    labels: Tensor | None = None,
+    solver: str = "heun",
+    grid: int = 32,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80,
+    rho: float = 7,
+) -> Tensor:
+    """The levels of `grid` log-spaced ones and EDM's on which `solver` errs least: [num_steps + 1], ending in 0.
+
+    Args:
+        noise: unit normal [M, C, H, W]; the M images (16 are enough) whose trajectories are followed.
+        labels: one-hot [M, label_dim]; required where `network` is conditional. It is solved unguided.
+        solver: a name of `SOLVERS`.
+        rho: of the EDM schedule that is among the choices, so that its summed error is never less.
+    """
+    levels = grid_levels(grid, [num_steps], sigma_min, sigma_max, rho)
+    chosen = cheapest(step_errors(network, noise, levels, labels, solver), num_steps)
+    return torch.cat([levels[chosen], torch.zeros(1, dtype=levels.dtype)])
+
+
+def grid_levels(
+    grid: int, num_steps: Iterable[int] = (), sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7
+) -> Tensor:
+    """`grid` log-spaced levels from sigma_max to sigma_min, and those of EDM for each of `num_steps`: falling, float64.
+
+    Raises InputError where there is nothing to choose from.
+    """
+    if grid < 2 or not 0 < sigma_min < sigma_max < math.inf:
+        raise InputError(f"{grid} levels from {sigma_min} to {sigma_max}: expected 2 or more, rising from above 0")
+    levels = [torch.logspace(math.log10(sigma_max), math.log10(sigma_min), grid, dtype=torch.float64)]
+    levels += [edm(n, sigma_min, sigma_max, rho)[:-1] for n in num_steps]
+    found = torch.cat(levels).sort(descending=True).values
+    found = found[torch.cat([torch.ones(1, dtype=torch.bool), found[1:] < found[:-1] * (1 - 1e-9)])]
+    found[0], found[-1] = sigma_max, sigma_min
+    return found
+
+
+def step_errors(
+    network: Denoiser,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor | None = None,
+    solver: str = "heun",
+    over: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Tensor:
+    """[T, T], float64, on the CPU: at (i, j > i) how far one step of `solver` from level i to level j lands from there.
+
+    "There" is where Heun's method gets level by level (T levels, falling); the error is the root mean square over
+    images and values, infinite where j <= i. T (T - 1) / 2 + 2 T evaluations an image, 2 T for a first-order solver.
+    `over` goes through the levels, and can show how far it is.
+    """
+    if network.label_dim and labels is None:
+        raise InputError(f"the network has {network.label_dim} classes: labels are required")
+    if solver not in SOLVERS:
+        raise InputError(f"solver '{solver}' is unknown{nearest(solver, SOLVERS)}")
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - network(x, sigma, labels if network.label_dim else None).to(x.dtype)) / sigma
+
+    count, sigmas = len(levels), levels.to(noise)
+    errors = torch.full([count, count], math.inf, dtype=torch.float64)
+    with torch.no_grad():
+        points, slopes = [noise * sigmas[0]], []
+        for t, t_next in pairwise(sigmas):
+            slopes.append(slope(points[-1], t))
+            points.append(heun(slope, points[-1], slopes[-1], t, t_next))
+        for i in over(range(count - 1)):
+            for j in range(i + 1, count):
+                landed = SOLVERS[solver](slope, points[i], slopes[i], sigmas[i], sigmas[j])
+                errors[i, j] = (landed - points[j]).double().square().mean().sqrt()
+    return errors
+
+
+def cheapest(errors: Tensor, num_steps: int) -> list[int]:
+    """Of the levels behind `errors` [T, T] the `num_steps` from first to last whose steps' errors add up to the least.
+
+    Exact, by dynamic programming over (level, steps taken). Raises InputError where T levels have no such path.
+    """
+    count = len(errors)
+    if not 2 <= num_steps <= count:
+        raise InputError(f"a schedule of {num_steps} steps: expected 2 to {count}, the levels to choose from")
+    cost = torch.full([count], math.inf, dtype=errors.dtype)
+    cost[0] = 0
+    before: list[Tensor] = []
+    for _ in range(num_steps - 1):
+        cost, came_from = (cost[:, None] + errors).min(dim=0)
+        before.append(came_from)
+    path = [count - 1]
+    for came_from in reversed(before):
+        path.append(int(came_from[path[-1]]))
+    return path[::-1]
+
+
+def euler(slope: Slope, x: Tensor, d: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One step of Euler's method from `x` at t, where the slope is `d`."""
+    return x + (t_next - t) * d
+
+
+def heun(slope: Slope, x: Tensor, d: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The same of Heun's method, the sampler's."""
+    return x + (t_next - t) * (0.5 * d + 0.5 * slope(euler(slope, x, d, t, t_next), t_next))
+
+
+SOLVERS = {"heun": heun, "euler": euler}

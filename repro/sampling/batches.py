@@ -41,7 +41,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
             interval=guided.interval,
             rule=guided.rule,
             randn_like=streams.randn_like,
-            **pair.configuration.solver.arguments(),  # type: ignore[arg-type]
+            **pair.configuration.solver.arguments(),
         )
     except NonFiniteError as err:
         where = ", ".join(f"seed {seeds[i]} at step {step}" for i, step in err.failures)

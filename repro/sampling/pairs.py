@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from repro.guidance import Guided, check_pair
 from repro.inference import fold
 from repro.networks import Denoiser
 from repro.numerics import numerics
+from repro.schedules import checked
 from repro.strict import facts, positive, within
 
 SUFFIXES = (".safetensors", ".pkl")
@@ -33,6 +35,8 @@ class Solver:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    #: Falling noise levels of the steps, in place of EDM's from sigma_max to sigma_min (`repro schedule` finds some).
+    schedule: list[float] | None = None
     S_churn: float = 0.0
     S_min: float = 0.0
     S_max: float = math.inf
@@ -50,11 +54,18 @@ class Solver:
         within(self, 0, math.inf, "S_churn", "S_min", "S_noise")
         if self.sigma_min >= self.sigma_max:
             raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
+        if self.schedule is not None:
+            checked([*self.schedule, 0.0])
+            if self.num_steps != len(self.schedule):
+                raise InputError(f"num_steps is {self.num_steps}, and schedule has {len(self.schedule)} levels")
+            if said := [name for name in ("sigma_min", "sigma_max", "rho") if name in facts(self)]:
+                raise InputError(f"{said[0]} says nothing beside schedule, which has all noise levels; leave it out")
 
-    def arguments(self) -> dict[str, float]:
+    def arguments(self) -> dict[str, Any]:
         """The solver's arguments of `repro.sampler.sample`."""
         names = ("num_steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise")
-        return {name: getattr(self, name) for name in names}
+        levels = None if self.schedule is None else [*self.schedule, 0.0]
+        return {name: getattr(self, name) for name in names} | {"levels": levels}
 
 
 @dataclass(frozen=True)

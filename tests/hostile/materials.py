@@ -66,6 +66,10 @@ COMMANDS = {
             "made",
         ],
     ),
+    "schedule": (
+        "repro",
+        ["schedule", "--network", "main.pkl", "--steps", "3", "--seeds", "0-1", "--grid", "3", "--out", "found.yaml"],
+    ),
     "convert": ("repro", ["data", "convert", "images", "--out", "new.zip", "--resolution", "8", "--workers", "0"]),
     "data check": ("repro", ["data", "check", "set.zip"]),
     "train": ("repro", ["train", "--preset", "edm2-img64-xs", "--data", "set.zip", "--out", "run", "--dry-run"]),
