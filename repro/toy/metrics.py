@@ -54,22 +54,23 @@ def measure_without(
 ) -> list[dict[str, float]]:
     """What `measure` gives of samples [N, 2] and true points [N, 2], each time without one of some groups of both."""
     log_density, components = mixture.log_density(samples), mixture.assign(samples)
-    kept = []
-    for group in groups:
-        mask = torch.ones(len(samples), dtype=torch.bool)
-        mask[group] = False
-        kept.append(mask)
+    member = torch.full([len(samples)], -1, dtype=torch.int16)  # the group of each
+    for number, group in enumerate(groups):
+        member[group] = number
     transport = [0.0 for _ in groups]
     angles = torch.arange(num_directions, dtype=torch.float64) * (math.pi / num_directions)
     for part in angles.split(16):  # of which the order is found once for all groups
         directions = torch.stack([part.cos(), part.sin()])
         sides = [(points.double() @ directions).T.sort(dim=1) for points in (samples, true)]
-        for number, mask in enumerate(kept):
-            a, b = (side.values[mask[side.indices]].view(len(part), -1) for side in sides)
+        owners = [member[side.indices] for side in sides]
+        for number in range(len(groups)):
+            a, b = (
+                s.values.masked_select(of != number).view(len(part), -1) for s, of in zip(sides, owners, strict=True)
+            )
             transport[number] += (a - b).abs().mean().item() * len(part) / num_directions
     return [
-        _values(mixture, log_density[mask], components[mask], level, distance)
-        for mask, distance in zip(kept, transport, strict=True)
+        _values(mixture, log_density[member != number], components[member != number], level, distance)
+        for number, distance in enumerate(transport)
     ]
 
 
