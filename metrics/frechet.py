@@ -5,14 +5,14 @@ factors S1 = A A^T and S2 = B B^T the last trace is the sum of the roots of the 
 and the nuclear norm |A^T B|_*, which loses no digits to those roots when S1 or S2 is (nearly) singular.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 
 from metrics.files import InputError
-from metrics.statistics import Features, Moments, Statistics, as_tensor, check_tags, from_features
+from metrics.statistics import Features, Moments, Statistics, as_tensor, check_finite, check_tags, from_features
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -58,21 +58,52 @@ def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
 
 
-def leave_one_out(blocks: list[Moments], reference: Statistics) -> list[tuple[float, float]]:
+def leave_one_out(
+    blocks: Sequence[Moments] | Sequence[torch.Tensor], reference: Statistics
+) -> list[tuple[float, float]]:
     """FD and FD extrapolated to infinitely many images: of all blocks of features, and with each block left out.
 
     Extrapolated as by `fd_infinity`, from one half of the blocks, every other one, and the other half; the errors are
-    for `jackknife` to find.
+    for `jackknife` to find. `blocks`: moments, or features [n, D], which is far faster where all are no more than D.
     """
-    halves = [blocks[0::2], blocks[1::2]]
-    whole, parts = _distance(blocks, reference), [_distance(half, reference) for half in halves]
+    distance, every = _of_some(blocks, reference), range(len(blocks))
+    halves = [list(every[0::2]), list(every[1::2])]
+    whole, parts = distance(every), [distance(half) for half in halves]
     found = [(whole, 2 * whole - sum(parts) / 2)]
-    for i in range(len(blocks)):
-        half, rest = i % 2, blocks[:i] + blocks[i + 1 :]
-        fewer = _distance([block for block in halves[half] if block is not blocks[i]], reference)
-        distance = _distance(rest, reference)
-        found.append((distance, 2 * distance - (fewer + parts[1 - half]) / 2))
+    for left_out in every:
+        half = left_out % 2
+        fewer = distance([block for block in halves[half] if block != left_out])
+        rest = distance([block for block in every if block != left_out])
+        found.append((rest, 2 * rest - (fewer + parts[1 - half]) / 2))
     return found
+
+
+def _of_some(
+    blocks: Sequence[Moments] | Sequence[torch.Tensor], reference: Statistics
+) -> Callable[[Sequence[int]], float]:
+    """FD of some of `blocks`, given by their places."""
+    if isinstance(blocks[0], Moments):
+        moments = cast(Sequence[Moments], blocks)
+        return lambda places: _distance([moments[place] for place in places], reference)
+
+    # Of n images with centred features X, tr (S1^1/2 S2 S1^1/2)^1/2 is the sum of the roots of the eigenvalues of
+    # X S1 X^T / (n - 1), of which one is 0: [n, n] instead of [D, D], and what is left out is left out of it.
+    features = cast(Sequence[torch.Tensor], blocks)
+    x = torch.cat([block.double() for block in features]) - torch.from_numpy(reference.mu)
+    check_finite(x)
+    product = x @ (torch.from_numpy(reference.sigma) @ x.T)
+    member = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor([len(block) for block in features]))
+
+    def distance(places: Sequence[int]) -> float:
+        kept = torch.isin(member, torch.tensor(places)).nonzero()[:, 0]
+        mean, inner = x[kept].mean(dim=0), product[kept][:, kept]
+        inner = inner - inner.mean(dim=0) - inner.mean(dim=1, keepdim=True) + inner.mean()
+        roots = torch.linalg.eigvalsh(inner / (len(kept) - 1))[1:].clamp_(min=0).sqrt()
+        trace = float((x[kept] - mean).square().sum()) / (len(kept) - 1)
+        found = float(mean.square().sum()) + trace + float(np.trace(reference.sigma)) - 2 * float(roots.sum())
+        return max(found, 0.0)
+
+    return distance
 
 
 def frechet_with_error(features: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:

@@ -14,7 +14,7 @@ from metrics.files import InputError
 from metrics.frechet import frechet_distance, leave_one_out
 from metrics.measure import check_reference, measure
 from metrics.names import qualified, space
-from metrics.statistics import Moments, from_features
+from metrics.statistics import Moments, as_tensor, from_features
 from repro.data.kinds import FEATURES, REFERENCE
 from repro.numerics import numerics
 from repro.rows import REAL, WHOLE, Replicate, Row, provenance, settings
@@ -74,12 +74,13 @@ def replicates(
     groups = np.array_split(np.array(seeds), GROUPS)
     labels = [WHOLE, *(f"{group[0]}-{group[-1]}" for group in groups)]
     counts = [len(seeds), *(len(seeds) - len(group) for group in groups)]
-    if "fd" in evaluate.metrics:  # of which the moments of a group at a time are enough
-        moments: dict[str, list[Moments]] = {}
+    if "fd" in evaluate.metrics:  # a group at a time: of more images than dimensions the moments are enough
+        by_group: dict[str, list[Any]] = {}
         for group in groups:
             for name, sample in kept(group.tolist()).items():
-                moments.setdefault(name, []).append(Moments(sample.dim).update(sample.gather()))
-        for name, blocks in moments.items():
+                x, few = as_tensor(sample.gather()), len(seeds) <= sample.dim
+                by_group.setdefault(name, []).append(x if few else Moments(sample.dim).update(x))
+        for name, blocks in by_group.items():
             distance, target = space(name).distance, reference.require(name)
             found = leave_one_out(blocks, target)
             for label, count, (value, limit) in zip(labels, counts, found, strict=True):
