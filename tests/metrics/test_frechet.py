@@ -155,8 +155,8 @@ def test_per_class_distances_compare_equal_classes_only() -> None:
     assert distances == {0: pytest.approx(0, abs=1e-9), 1: pytest.approx(12, rel=1e-9)}
 
 
-@pytest.mark.parametrize(("dim", "given"), [(4, "moments"), (4, "features"), (120, "moments"), (120, "features")])
-def test_values_with_blocks_left_out_and_their_limits(dim: int, given: str) -> None:
+@pytest.mark.parametrize(("dim", "kind"), [(4, "moments"), (4, "features"), (120, "moments"), (120, "features")])
+def test_values_with_blocks_left_out_and_their_limits(dim: int, kind: str) -> None:
     """Of all, and of the features without each block, against direct computations."""
     rng = np.random.default_rng(0)
     x, reference = rng.standard_normal((96, dim)) + 0.1, from_features(rng.standard_normal((500, dim)))
@@ -169,7 +169,7 @@ def test_values_with_blocks_left_out_and_their_limits(dim: int, given: str) -> N
         return 2 * values[0] - (values[1] + values[2]) / 2
 
     parts = [torch.from_numpy(part) for part in np.split(x, 8)]
-    found = leave_one_out(block_moments(x, 8) if given == "moments" else parts, reference)
+    found = leave_one_out(block_moments(x, 8) if kind == "moments" else parts, reference)
     assert len(found) == 9
     for number, (value, limited) in enumerate(found):
         kept = [i for i in range(8) if i != number - 1]

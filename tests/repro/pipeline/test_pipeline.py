@@ -264,16 +264,21 @@ def test_another_study_and_back_runs_nothing(undisturbed: Project) -> None:
     assert stages_run(undisturbed.dvc("repro")) == set()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["dvc alone", "the whole group"])
-def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Path, target: str) -> None:
-    project = Project(tmp_path / "killed")
-    for part in ("data", "references"):
+def started_from(undisturbed: Project, folder: Path, *parts: str) -> Project:
+    """A project in `folder` with some of the outputs."""
+    project = Project(folder)
+    for part in parts:
         shutil.copytree(undisturbed.folder / "out/mini" / part, project.folder / "out/mini" / part)
+    return project
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Path) -> None:
+    project = started_from(undisturbed, tmp_path / "killed", "data", "references")
     out = project.folder / "out" / "mini"
 
     def kill(process: subprocess.Popen[str]) -> None:
-        os.kill(process.pid, signal.SIGKILL) if target == "dvc alone" else os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     # While the main network trains, once there is a checkpoint.
@@ -310,10 +315,25 @@ def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Pat
     assert project.digests("mini/results/*/measures.csv") == undisturbed.digests("mini/results/*/measures.csv")
 
 
+@pytest.mark.slow
+def test_a_stage_that_outlives_dvc_and_the_next_run_make_one_set_of_shards(
+    undisturbed: Project, tmp_path: Path
+) -> None:
+    project = started_from(undisturbed, tmp_path / "orphan", "data", "references", "networks")
+    process = project.start("repro", "-s", "generate@mini-unguided")
+    shards = project.folder / "out/mini/samples/mini-unguided"
+    wait_for(lambda: any(shards.glob("*.zip")), process)
+    process.kill()
+    process.wait()
+    first = {path: path.stat().st_mtime_ns for path in shards.glob("*.zip")}
+    project.dvc("repro", "-s", "generate@mini-unguided")
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    pattern = "mini/samples/mini-unguided/*.zip"
+    assert project.digests(pattern) == undisturbed.digests(pattern)
+
+
 def test_two_processes_make_identical_shards(undisturbed: Project, tmp_path: Path) -> None:
-    project = Project(tmp_path / "two")
-    for part in ("data", "networks"):
-        shutil.copytree(undisturbed.folder / "out/mini" / part, project.folder / "out/mini" / part)
+    project = started_from(undisturbed, tmp_path / "two", "data", "networks")
     launcher = "torchrun --standalone --nproc-per-node=2"
     subprocess.run(
         [sys.executable, "-m", "repro", "stage", "generate", "mini-autoguidance"],
