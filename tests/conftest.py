@@ -13,8 +13,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 #: Files that take longest, which begin where files run side by side.
 LONGEST = (
-    *("test_pipeline.py", "test_sharing.py", "test_anchor.py"),
-    *("test_torture.py", "test_stages.py", "test_extending.py"),
+    *("test_pipeline.py", "test_sharing.py", "test_torture.py", "test_anchor.py", "test_cifar10_study.py"),
+    *("test_stages.py", "test_extending.py"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden"

@@ -9,6 +9,9 @@ from tests.rehearsal.server import Server
 from tests.torture.commands import COMMANDS, prepare, torture
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     server = Server()

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]
 NETWORK = {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "channels_per_head": 8}
 
@@ -272,7 +273,6 @@ def started_from(undisturbed: Project, folder: Path, *parts: str) -> Project:
     return project
 
 
-@pytest.mark.slow
 def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Path) -> None:
     project = started_from(undisturbed, tmp_path / "killed", "data", "references")
     out = project.folder / "out" / "mini"
@@ -315,7 +315,6 @@ def test_killed_runs_resume_to_the_same_bits(undisturbed: Project, tmp_path: Pat
     assert project.digests("mini/results/*/measures.csv") == undisturbed.digests("mini/results/*/measures.csv")
 
 
-@pytest.mark.slow
 def test_a_stage_that_outlives_dvc_and_the_next_run_make_one_set_of_shards(
     undisturbed: Project, tmp_path: Path
 ) -> None:
