@@ -8,7 +8,6 @@ import pytest
 from tests.rehearsal.server import Server
 from tests.torture.commands import COMMANDS, prepare, torture
 
-
 pytestmark = pytest.mark.slow
 
 
