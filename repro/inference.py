@@ -30,13 +30,18 @@ class FoldedConv(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """A `Block` without its constants; `dropout`, where it is set, acts where the block's own does in training."""
+    """A `Block` without its constants, with two places where a bad version differs.
+
+    `dropout`, where it is set, acts where the block's own does in training; `attention` is asked with queries, keys
+    and values, each [N, heads, HW, c], as normalised.
+    """
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.flavor, self.resample_mode, self.num_heads = block.flavor, block.resample_mode, block.num_heads
         self.clip_act = block.clip_act
         self.dropout: Callable[[Tensor], Tensor] | None = None
+        self.attention: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.main_share, residual_share = blend(block.res_balance)
         self.skip_share, attn_share = blend(block.attn_balance)
         self.conv_res0 = FoldedConv(block.conv_res0, 1 / SILU_MAGNITUDE, dtype)
@@ -77,7 +82,7 @@ class FoldedBlock(nn.Module):
         n, _, h, w = qkv.shape
         y = qkv.permute(0, 2, 3, 1).reshape(n, h * w, 3, self.num_heads, -1)
         q, k, v = normalize(y, dim=[4]).permute(2, 0, 3, 1, 4)  # each [N, heads, HW, c]
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = self.attention(q, k, v)
         return y.transpose(1, 2).reshape(n, h, w, -1).permute(0, 3, 1, 2)
 
 
