@@ -4,27 +4,36 @@ D_w = w D_main + (1 - w) D_guide; the guide is a worse version of the main netwo
 arXiv:2406.02507 section 3) or an unconditional one (classifier-free guidance).
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metrics.files import InputError
+from metrics.files import InputError, nearest
 from metrics.registry import Registry
 from repro import schedules
-from repro.degradations import check_degradations
+from repro.degradations import Strength, check_degradations
 from repro.networks import Denoiser
 from repro.strict import finite
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
+#: (x, sigma, weight of each guide) -> D(x; sigma), [N, ...].
+Denoise = Callable[[Tensor, Tensor, Sequence[float]], Tensor]
 #: (D_main, D_guide, w) -> D_w, all [N, ...].
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 
-#: What makes a rule anew for every batch, so that one with a memory begins each without.
-RULES: Registry[Callable[[], Rule]] = Registry("guidance rule")
+#: What makes a rule of its settings, anew for every batch, so that one with a memory begins each without.
+RULES: Registry[Callable[..., Rule]] = Registry("guidance rule")
+
+#: How the weight of a guided step depends on its place u, from 0 at the first one to 1 at the last, for a weight w.
+RAMPS: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda w, u: w,
+    "linear": lambda w, u: 1 + 2 * (w - 1) * u,  # arXiv:2404.13040; both ramps have mean w
+    "cosine": lambda w, u: 1 + (w - 1) * (1 - math.cos(math.pi * u)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,18 +48,24 @@ class Guided:
     guidance: float = 1.0
     #: Guided sampler steps, first and last, inclusive; None: all.
     interval: tuple[int, int] | None = None
-    #: How the answers of main network and guide are combined.
+    #: How the answers of main network and guide are combined, a name of `RULES`.
     rule: str = "linear"
     #: Name -> strength of what makes the main network worse at inference (`repro.degradations`).
-    main_degradations: dict[str, float] = field(default_factory=dict)
+    main_degradations: dict[str, Strength] = field(default_factory=dict)
     #: The same for the guide.
-    guide_degradations: dict[str, float] = field(default_factory=dict)
+    guide_degradations: dict[str, Strength] = field(default_factory=dict)
+    #: Settings of the rule.
+    rule_settings: dict[str, float] = field(default_factory=dict)
+    #: How the weight rises over the guided steps, a name of `RAMPS`.
+    ramp: str = "constant"
 
     def __post_init__(self) -> None:
         finite(self, "guidance")
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise InputError(f"interval {list(self.interval)}: expected [first, last] sampler steps, first <= last")
-        RULES[self.rule]
+        make_rule(self.rule, self.rule_settings)
+        if self.ramp not in RAMPS:
+            raise InputError(f"ramp '{self.ramp}' is unknown{nearest(self.ramp, RAMPS)}")
         check_degradations(self.main_degradations)
         check_degradations(self.guide_degradations)
         if self.guidance != 1 and self.guide is None:
@@ -69,12 +84,73 @@ def linear() -> Rule:
     return lambda D_main, D_guide, w: D_guide.lerp(D_main, w)
 
 
+def apg(beta: float = -0.5, r: float = math.inf, eta: float = 0.0) -> Rule:
+    """Adaptive projected guidance (arXiv:2410.02416): what is parallel to D_m counts `eta` times, steps are bounded.
+
+    The difference D_m - D_g takes `beta` times that of the evaluation before along, is shortened to the norm `r` per
+    sample, and split into the part parallel to D_m and the rest. beta 0, r inf and eta 1 are `linear`.
+    """
+    running: Tensor | float = 0.0
+
+    def join(D_main: Tensor, D_guide: Tensor, w: float) -> Tensor:
+        nonlocal running
+        running = D_main - D_guide + beta * running
+        delta, along = running.double(), D_main.double()
+        delta = delta * (r / _sum(delta * delta).sqrt()).clamp(max=1).nan_to_num(nan=1.0)
+        parallel = along * (_sum(delta * along) / _sum(along * along)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return (D_main + (w - 1) * (delta - parallel + eta * parallel)).to(D_main.dtype)
+
+    return join
+
+
+def rescaled(phi: float = 0.7) -> Rule:
+    """`linear`, of which a share `phi` has the standard deviation of D_m, per sample (arXiv:2305.08891, sec. 3.4)."""
+
+    def join(D_main: Tensor, D_guide: Tensor, w: float) -> Tensor:
+        D_w = D_guide.lerp(D_main, w)
+        wanted, found = (_sum((D - _sum(D) / D[0].numel()) ** 2).sqrt() for D in (D_main, D_w))
+        return D_w * (1 - phi + phi * torch.where(found > 0, wanted / found, 1.0))
+
+    return join
+
+
+def _sum(D: Tensor) -> Tensor:
+    """Over everything but the samples: [N, ...] -> [N, 1, ...]."""
+    return D.sum(dim=list(range(1, D.ndim)), keepdim=True)
+
+
 RULES.register("linear", linear)
+RULES.register("apg", apg)
+RULES.register("rescaled", rescaled)
 
 
-def combine(D_main: Tensor, D_guide: Tensor, w: float, rule: str = "linear") -> Tensor:
-    """One combination of answers [N, ...] by a rule without memory; see `RULES`."""
-    return RULES[rule]()(D_main, D_guide, w)
+def make_rule(name: str, settings: Mapping[str, float]) -> Rule:
+    """A rule by its name; raises InputError for a name or a setting that there is not, and one that is no number."""
+    known = inspect.signature(RULES[name]).parameters
+    for key, value in settings.items():
+        if key not in known:
+            raise InputError(f"guidance rule {name} has no setting '{key}'{nearest(key, known)}")
+        if math.isnan(value):
+            raise InputError(f"{key} of guidance rule {name} is not a number")
+    return RULES[name](**settings)
+
+
+def combine(D_main: Tensor, D_guide: Tensor, w: float, rule: str = "linear", **settings: float) -> Tensor:
+    """One combination of answers [N, ...] by a rule, as if nothing had been before; see `RULES`."""
+    return make_rule(rule, settings)(D_main, D_guide, w)
+
+
+def step_weights(
+    weights: Sequence[float], num_steps: int, interval: tuple[int, int] | None = None, ramp: str = "constant"
+) -> list[list[float]]:
+    """The guides' weights in each of `num_steps` steps: 1, no guidance, outside `interval`, and inside by `ramp`."""
+    first, last = interval or (0, num_steps - 1)
+    count = last - first
+
+    def weight(w: float, step: int) -> float:
+        return RAMPS[ramp](w, (step - first) / count) if count else w
+
+    return [[weight(w, i) if first <= i <= last else 1.0 for w in weights] for i in range(num_steps)]
 
 
 def guided_steps(
@@ -107,21 +183,21 @@ def guided(
     network: Denoiser,
     labels: Tensor | None,
     guides: Sequence[Denoiser] = (),
-    weights: Sequence[float] = (),
     rule: str = "linear",
+    rule_settings: Mapping[str, float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Denoise:
-    """Denoiser (x, sigma) -> D(x; sigma) in `dtype`: `network` guided by `guides` with `weights`.
+    """Denoiser (x, sigma, weights) -> D(x; sigma) in `dtype`: `network` guided by `guides`, of one weight each.
 
     One guide: `rule`. Several: D_main + sum_i (w_i - 1)(D_main - D_i) (arXiv:2406.02507 equation 6). A guide of
     weight 1 is never evaluated. Conditional guides get the labels.
     """
-    active = [pair for pair in zip(guides, weights, strict=True) if pair[1] != 1]
-    if len(active) > 1 and rule != "linear":
-        raise InputError(f"rule '{rule}' takes one guide, found {len(active)}; several need rule linear")
-    join = RULES[rule]()
+    if len(guides) > 1 and rule != "linear":
+        raise InputError(f"rule '{rule}' takes one guide, found {len(guides)}; several need rule linear")
+    join = make_rule(rule, rule_settings or {})
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(x: Tensor, sigma: Tensor, weights: Sequence[float]) -> Tensor:
+        active = [(guide, w) for guide, w in zip(guides, weights, strict=True) if w != 1]
         models = [network, *(guide for guide, _ in active)]
         D_main, *answers = (model(x, sigma, labels if model.label_dim else None).to(dtype) for model in models)
         if len(active) == 1:

@@ -1,14 +1,14 @@
 """The EDM sampler (Karras et al. 2022, Algorithm 2) and its per-seed random streams."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from metrics.files import InputError
 from repro import schedules
-from repro.guidance import guided
+from repro.guidance import guided, step_weights
 from repro.networks import Denoiser
 from repro.streams import SeedStreams as SeedStreams
 
@@ -44,7 +44,6 @@ def sample(
     guide: Denoiser | Sequence[Denoiser] | None = None,
     guidance: float | Sequence[float] = 1.0,
     interval: tuple[int, int] | None = None,
-    rule: str = "linear",
     num_steps: int = 32,
     sigma_min: float = 0.002,
     sigma_max: float = 80,
@@ -56,6 +55,9 @@ def sample(
     S_noise: float = 1,
     dtype: torch.dtype = torch.float32,
     randn_like: Callable[[Tensor], Tensor] = torch.randn_like,
+    rule: str = "linear",
+    rule_settings: Mapping[str, float] | None = None,
+    ramp: str = "constant",
 ) -> Tensor:
     """Solve the probability-flow ODE by Heun's method: noise [N, ...] -> latents, `dtype`, same shape.
 
@@ -66,13 +68,14 @@ def sample(
         guide: guiding network, or several.
         guidance: weight w; one per guide where there are several. 1 = no guidance.
         interval: (first, last) sampler steps that are guided, in both evaluations, inclusive; None = all.
-        rule: how answers are combined, a name of `repro.guidance.RULES`.
         num_steps: N; the networks are evaluated 2N - 1 times.
         sigma_min, sigma_max, rho: the EDM schedule.
         levels: another one (`repro.schedules`), N noise levels and 0; `num_steps` and its range do not count then.
         S_churn, S_min, S_max, S_noise: stochasticity (EDM Algorithm 2); 0 = deterministic.
         dtype: arithmetic of the solver; networks run in their own precision.
         randn_like: source of churn noise.
+        rule, rule_settings: how answers are combined, a name of `repro.guidance.RULES`, and its settings.
+        ramp: how the weight rises over the guided steps, a name of `repro.guidance.RAMPS`.
 
     Raises InputError where labels are missing, or guide and guidance do not fit together; NonFiniteError on overflow.
     """
@@ -81,8 +84,7 @@ def sample(
         raise InputError(f"the network has {network.label_dim} classes: labels are required")
     if labels is None and any(g.label_dim for g in guides):
         raise InputError("a conditional guide needs labels, and the main network has none")
-    plain = guided(network, labels, dtype=dtype)
-    steered = guided(network, labels, guides, weights, rule, dtype)
+    denoise = guided(network, labels, guides, rule, rule_settings, dtype)
 
     if levels is None:
         t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
@@ -90,11 +92,10 @@ def sample(
         t_steps, num_steps = schedules.checked(levels).to(noise.device, dtype), len(levels) - 1
     # gamma_i of Algorithm 2.
     gammas = [min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= t <= S_max else 0.0 for t in t_steps[:-1].tolist()]
+    steps = step_weights(weights, num_steps, interval, ramp)
     failed_at = torch.full([len(noise)], -1, device=noise.device)
     x_next = noise.to(dtype) * t_steps[0]
-    for i, (gamma, t_cur, t_next) in enumerate(zip(gammas, t_steps[:-1], t_steps[1:], strict=True)):
-        denoise = steered if interval is None or interval[0] <= i <= interval[1] else plain
-
+    for i, (gamma, w, t_cur, t_next) in enumerate(zip(gammas, steps, t_steps[:-1], t_steps[1:], strict=True)):
         # Raise the noise level a little, where there is churn.
         t_hat, x_hat = t_cur, x_next
         if gamma > 0:
@@ -102,12 +103,12 @@ def sample(
             x_hat = x_next + (t_hat**2 - t_cur**2).sqrt() * S_noise * randn_like(x_next)
 
         # Euler step.
-        d_cur = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        d_cur = (x_hat - denoise(x_hat, t_hat, w)) / t_hat
         x_next = x_hat + (t_next - t_hat) * d_cur
 
         # Second-order correction.
         if i < num_steps - 1:
-            d_prime = (x_next - denoise(x_next, t_next)) / t_next
+            d_prime = (x_next - denoise(x_next, t_next, w)) / t_next
             x_next = x_hat + (t_next - t_hat) * (0.5 * d_cur + 0.5 * d_prime)
 
         # Noted on the device: one synchronisation at the end instead of one per step.

@@ -40,6 +40,8 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
             guidance=guided.guidance,
             interval=guided.interval,
             rule=guided.rule,
+            rule_settings=guided.rule_settings,
+            ramp=guided.ramp,
             randn_like=streams.randn_like,
             **pair.configuration.solver.arguments(),
         )

@@ -44,7 +44,7 @@ def solve(method: Method, settings: ToySettings, noise: Tensor, sigma_max: float
     """Where the sampler takes unit noise [N, 2] scaled to `sigma_max`."""
     weight = 1.0 if method.guide is None else method.guidance
     schedule = (settings.num_steps, settings.sigma_min, sigma_max, settings.rho)
-    return sample(method.network, noise, None, method.guide, weight, None, "linear", *schedule)
+    return sample(method.network, noise, None, method.guide, weight, None, *schedule)
 
 
 def trajectories(method: Method, settings: ToySettings, start: Tensor, sigma_max: float) -> Tensor:

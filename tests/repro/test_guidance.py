@@ -1,5 +1,6 @@
 """Guidance: its algebra, the published intervals, and what is refused."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ X, SIGMA = torch.zeros(2, 1, 4, 4, dtype=torch.float64), torch.tensor(1.0)
 
 
 def answer(main: Constant, guides: list[Constant], weights: list[float], labels: torch.Tensor | None = None) -> float:
-    return float(guided(main, labels, guides, weights, dtype=torch.float64)(X, SIGMA).mean())
+    return float(guided(main, labels, guides, dtype=torch.float64)(X, SIGMA, weights).mean())
 
 
 @given(w=st.floats(0, 5), a=st.floats(-3, 3), b=st.floats(-3, 3))
@@ -55,8 +56,8 @@ def test_rules_are_named_and_made_anew_for_every_denoiser(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(guidance, "RULES", {**guidance.RULES, "difference": counting})
     for _ in range(2):
-        denoise = guided(Constant(3), None, [Constant(1)], [2.0], "difference", torch.float64)
-        assert float(denoise(X, SIGMA).mean()) == 2.0
+        denoise = guided(Constant(3), None, [Constant(1)], "difference", dtype=torch.float64)
+        assert float(denoise(X, SIGMA, [2.0]).mean()) == 2.0
     assert len(made) == 2
     assert float(combine(torch.tensor(3.0), torch.tensor(1.0), 2.0)) == 5.0
 
@@ -64,7 +65,92 @@ def test_rules_are_named_and_made_anew_for_every_denoiser(monkeypatch: pytest.Mo
 def test_a_rule_for_one_guide_refuses_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance, "RULES", {**guidance.RULES, "other": guidance.linear})
     with pytest.raises(InputError, match="takes one guide, found 2"):
-        guided(Constant(1), None, [Constant(2), Constant(3)], [2.0, 2.0], "other")
+        guided(Constant(1), None, [Constant(2), Constant(3)], "other")
+
+
+def answers(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    found = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 1.7, 5.0])
+def test_rules_with_nothing_to_do_are_the_linear_one(w: float) -> None:
+    D_main, D_guide = answers()
+    plain = combine(D_main, D_guide, w)
+    torch.testing.assert_close(combine(D_main, D_guide, w, "apg", beta=0, eta=1), plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(combine(D_main, D_guide, w, "rescaled", phi=0), plain, rtol=0, atol=1e-12)
+
+
+def test_projected_guidance_splits_the_difference_in_two_orthogonal_parts() -> None:
+    D_main, D_guide = answers()
+    across, along = (combine(D_main, D_guide, 2.0, "apg", beta=0, eta=eta) - D_main for eta in (0, 1))
+    along = along - across
+    assert (across * D_main).sum(dim=(1, 2, 3)).abs().max() < 1e-12
+    torch.testing.assert_close(across + along, D_main - D_guide, rtol=0, atol=1e-12)
+    ratio = along / D_main
+    torch.testing.assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio), rtol=1e-9, atol=0)
+    halved = combine(D_main, D_guide, 2.0, "apg", beta=0, eta=0.5) - D_main
+    torch.testing.assert_close(halved, across + 0.5 * along, rtol=0, atol=1e-12)
+
+
+def test_projected_guidance_bounds_each_samples_step() -> None:
+    D_main, D_guide = answers()
+    step = combine(D_main, D_guide, 2.0, "apg", beta=0, eta=1, r=0.1) - D_main
+    torch.testing.assert_close(
+        step.flatten(1).norm(dim=1), torch.full([3], 0.1, dtype=torch.float64), rtol=1e-9, atol=0
+    )
+    near = combine(D_main, D_main - 1e-3, 2.0, "apg", beta=0, eta=1, r=100) - D_main
+    torch.testing.assert_close(near, torch.full_like(near, 1e-3), rtol=1e-6, atol=0)
+
+
+def test_projected_guidance_remembers_the_differences_of_its_batch() -> None:
+    """running <- delta + beta running, kept before it is bounded; a step of weight 1 does not touch it."""
+    first, second = answers(1), answers(2)
+    rule = guidance.apg(beta=-0.5, r=1.0, eta=1)
+    rule(*first, 2.0)
+    found = rule(*second, 2.0) - second[0]
+    running = (second[0] - second[1]) - 0.5 * (first[0] - first[1])
+    expected = running / running.flatten(1).norm(dim=1)[:, None, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(guidance.apg(beta=-0.5)(*second, 2.0), found + second[0])
+
+
+@pytest.mark.parametrize("rule", ["apg", "rescaled"])
+def test_rules_meet_zeros(rule: str) -> None:
+    D_main, D_guide = answers()
+    for pair in (
+        (torch.zeros_like(D_main), D_guide),
+        (D_main, D_main),
+        (torch.zeros_like(D_main), torch.zeros_like(D_main)),
+    ):
+        assert combine(*pair, 2.0, rule).isfinite().all()
+    torch.testing.assert_close(combine(D_main, D_main, 2.0, rule), D_main)
+
+
+def test_a_rescaled_answer_has_the_deviation_of_the_main_one() -> None:
+    D_main, D_guide = answers()
+    found = combine(D_main, D_guide, 3.0, "rescaled", phi=1)
+    torch.testing.assert_close(found.flatten(1).std(dim=1), D_main.flatten(1).std(dim=1))
+    plain = combine(D_main, D_guide, 3.0)
+    mixed = combine(D_main, D_guide, 3.0, "rescaled", phi=0.25)
+    torch.testing.assert_close(mixed, 0.25 * found + 0.75 * plain)
+
+
+@pytest.mark.parametrize("rule", ["linear", "apg", "rescaled"])
+def test_a_sample_is_not_touched_by_the_others_of_its_batch(rule: str) -> None:
+    D_main, D_guide = answers()
+    alone = combine(D_main[1:2], D_guide[1:2], 2.5, rule)
+    torch.testing.assert_close(combine(D_main, D_guide, 2.5, rule)[1:2], alone, rtol=1e-12, atol=0)
+
+
+def test_ramps_are_the_published_ones() -> None:
+    assert guidance.step_weights([3.0], 5) == [[3.0]] * 5
+    assert guidance.step_weights([3.0], 5, (1, 3)) == [[1.0], [3.0], [3.0], [3.0], [1.0]]
+    assert guidance.step_weights([3.0, 2.0], 3, None, "linear") == [[1.0, 1.0], [3.0, 2.0], [5.0, 3.0]]
+    cosine = [w for (w,) in guidance.step_weights([3.0], 5, None, "cosine")]
+    assert cosine == pytest.approx([1 + 2 * (1 - math.cos(math.pi * i / 4)) for i in range(5)])
+    assert sum(cosine) / 5 == pytest.approx(3.0)
+    assert guidance.step_weights([3.0], 4, (2, 2), "linear") == [[1.0], [1.0], [3.0], [1.0]]  # N = 1: w itself
 
 
 @pytest.mark.parametrize(
@@ -75,6 +161,10 @@ def test_a_rule_for_one_guide_refuses_several(monkeypatch: pytest.MonkeyPatch) -
         ({"guidance": 2.0, "guide": "a"}, "does nothing"),
         ({"interval": (3, 1)}, "first <= last"),
         ({"rule": "linaer"}, "did you mean 'linear'"),
+        ({"rule": "apg", "rule_settings": {"bteta": 1.0}}, "no setting 'bteta'; did you mean 'beta'"),
+        ({"rule": "apg", "rule_settings": {"r": float("nan")}}, "r of guidance rule apg"),
+        ({"rule_settings": {"phi": 1.0}}, "guidance rule linear has no setting 'phi'"),
+        ({"ramp": "lienar"}, "did you mean 'linear'"),
         ({"guide_degradations": {"blur": 1.0}}, "degradation 'blur' is unknown"),
         ({"main_degradations": {"dropout": 1.0}}, "strength 1.0, expected 0.0 <= x < 1.0"),
     ],
