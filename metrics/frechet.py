@@ -87,7 +87,7 @@ def _of_some(
         return lambda places: _distance([moments[place] for place in places], reference)
 
     # Of n images with centred features X, tr (S1^1/2 S2 S1^1/2)^1/2 is the sum of the roots of the eigenvalues of
-    # X S1 X^T / (n - 1), of which one is 0: [n, n] instead of [D, D], and what is left out is left out of it.
+    # X S1 X^T / (n - 1): [n, n] instead of [D, D], and what is left out is left out of it.
     features = cast(Sequence[torch.Tensor], blocks)
     x = torch.cat([block.double() for block in features]) - torch.from_numpy(reference.mu)
     check_finite(x)
@@ -98,7 +98,9 @@ def _of_some(
         kept = torch.isin(member, torch.tensor(places)).nonzero()[:, 0]
         mean, inner = x[kept].mean(dim=0), product[kept][:, kept]
         inner = inner - inner.mean(dim=0) - inner.mean(dim=1, keepdim=True) + inner.mean()
-        roots = torch.linalg.eigvalsh(inner / (len(kept) - 1))[1:].clamp_(min=0).sqrt()
+        eigenvalues = torch.linalg.eigvalsh(inner / (len(kept) - 1))
+        noise = len(kept) * torch.finfo(torch.float64).eps * eigenvalues[-1]  # of those that are 0
+        roots = torch.where(eigenvalues > noise, eigenvalues, 0.0).sqrt()
         trace = float((x[kept] - mean).square().sum()) / (len(kept) - 1)
         found = float(mean.square().sum()) + trace + float(np.trace(reference.sigma)) - 2 * float(roots.sum())
         return max(found, 0.0)
