@@ -36,6 +36,9 @@ class Degraded:
         self.network, self.strength = network, strength
         self.img_resolution, self.img_channels = network.img_resolution, network.img_channels
         self.label_dim, self.sigma_data, self.encoder = network.label_dim, network.sigma_data, network.encoder
+        for name in ("sigma_min", "sigma_max"):  # which not all have
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.network(x, sigma, labels)

@@ -45,8 +45,8 @@ def sample(
     guidance: float | Sequence[float] = 1.0,
     interval: tuple[int, int] | None = None,
     num_steps: int = 32,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     rho: float = 7,
     levels: Sequence[float] | Tensor | None = None,
     S_churn: float = 0,
@@ -69,7 +69,7 @@ def sample(
         guidance: weight w; one per guide where there are several. 1 = no guidance.
         interval: (first, last) sampler steps that are guided, in both evaluations, inclusive; None = all.
         num_steps: N; the networks are evaluated 2N - 1 times.
-        sigma_min, sigma_max, rho: the EDM schedule.
+        sigma_min, sigma_max, rho: the EDM schedule; its range is the network's own, else 0.002 to 80.
         levels: another one (`repro.schedules`), N noise levels and 0; `num_steps` and its range do not count then.
         S_churn, S_min, S_max, S_noise: stochasticity (EDM Algorithm 2); 0 = deterministic.
         dtype: arithmetic of the solver; networks run in their own precision.
@@ -87,6 +87,8 @@ def sample(
     denoise = guided(network, labels, guides, rule, rule_settings, dtype)
 
     if levels is None:
+        sigma_min = getattr(network, "sigma_min", 0.002) if sigma_min is None else sigma_min
+        sigma_max = getattr(network, "sigma_max", 80.0) if sigma_max is None else sigma_max
         t_steps = schedules.edm(num_steps, sigma_min, sigma_max, rho, dtype, noise.device)
     else:
         t_steps, num_steps = schedules.checked(levels).to(noise.device, dtype), len(levels) - 1
