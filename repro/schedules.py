@@ -47,6 +47,7 @@ def optimal(
     sigma_min: float = 0.002,
     sigma_max: float = 80,
     rho: float = 7,
+    criterion: str = "error",
 ) -> Tensor:
     """The levels of `grid` log-spaced ones and EDM's on which `solver` errs least: [num_steps + 1], ending in 0.
 
@@ -55,9 +56,11 @@ def optimal(
         labels: one-hot [M, label_dim]; required where `network` is conditional. It is solved unguided.
         solver: a name of `SOLVERS`.
         rho: of the EDM schedule that is among the choices, so that its summed error is never less.
+        criterion: `error`, see `step_errors`; or `klub`, see `divergences`, for first-order stochastic samplers alone.
     """
     levels = grid_levels(grid, [num_steps], sigma_min, sigma_max, rho)
-    chosen = cheapest(step_errors(network, noise, levels, labels, solver), num_steps)
+    costs = step_costs(network, noise, levels, labels, solver, criterion)
+    chosen = cheapest(costs, num_steps)
     return torch.cat([levels[chosen], torch.zeros(1, dtype=levels.dtype)])
 
 
@@ -78,6 +81,31 @@ def grid_levels(
     return found
 
 
+def step_costs(
+    network: Denoiser,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor | None = None,
+    solver: str = "heun",
+    criterion: str = "error",
+    over: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Tensor:
+    """`step_errors`, or, by the criterion `klub`, `divergences`. Raises InputError where they do not fit `solver`."""
+    if network.label_dim and labels is None:
+        raise InputError(f"the network has {network.label_dim} classes: labels are required")
+    for name, value, known in (("solver", solver, SOLVERS), ("criterion", criterion, CRITERIA)):
+        if value not in known:
+            raise InputError(f"{name} '{value}' is unknown{nearest(value, known)}")
+    if criterion == "error":
+        return step_errors(network, noise, levels, labels, solver, over)
+    if solver != "euler":
+        raise InputError(
+            f"criterion klub bounds first-order stochastic samplers; its least for {solver} is degenerate (8 steps err "
+            "fifty times as much), use criterion error or solver euler"
+        )
+    return divergences(network, noise, levels, labels, over)
+
+
 def step_errors(
     network: Denoiser,
     noise: Tensor,
@@ -92,10 +120,6 @@ def step_errors(
     images and values, infinite where j <= i. T (T - 1) / 2 + 2 T evaluations an image, 2 T for a first-order solver.
     `over` goes through the levels, and can show how far it is.
     """
-    if network.label_dim and labels is None:
-        raise InputError(f"the network has {network.label_dim} classes: labels are required")
-    if solver not in SOLVERS:
-        raise InputError(f"solver '{solver}' is unknown{nearest(solver, SOLVERS)}")
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - network(x, sigma, labels if network.label_dim else None).to(x.dtype)) / sigma
@@ -112,6 +136,47 @@ def step_errors(
                 landed = SOLVERS[solver](slope, points[i], slopes[i], sigmas[i], sigmas[j])
                 errors[i, j] = (landed - points[j]).double().square().mean().sqrt()
     return errors
+
+
+def divergences(
+    network: Denoiser,
+    noise: Tensor,
+    levels: Tensor,
+    labels: Tensor | None = None,
+    over: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> Tensor:
+    """[T, T], float64: at (i, j > i) what the step adds to the bound of Align Your Steps (arXiv:2404.14507).
+
+    The integral of t^-3 E|D(x_t; t) - D(x_i; sigma_i)|^2 from sigma_j to sigma_i, by the trapezoid rule in ln t on the
+    levels, along one noise path per image with independent increments. The images are the network's own, by Heun's
+    method. It bounds the divergence of a first-order stochastic sampler. 3 T evaluations an image.
+    """
+    sigmas = levels.to(noise)
+
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        return network(x, sigma, labels if network.label_dim else None).to(x.dtype)
+
+    def slope(x: Tensor, sigma: Tensor) -> Tensor:
+        return (x - denoised(x, sigma)) / sigma
+
+    with torch.no_grad():
+        x = noise * sigmas[0]
+        for t, t_next in pairwise(sigmas):
+            x = heun(slope, x, slope(x, t), t, t_next)
+        x, below = denoised(x, sigmas[-1]), torch.zeros_like(sigmas[-1])
+        generator = torch.Generator().manual_seed(0)
+        answers = list[Tensor]()
+        for sigma in sigmas.flip(0):
+            fresh = torch.randn(noise.shape, dtype=noise.dtype, generator=generator).to(noise.device)
+            x, below = x + (sigma**2 - below**2).sqrt() * fresh, sigma
+            answers.append(denoised(x, sigma))
+        answers.reverse()
+        found, logs = torch.full([len(levels)] * 2, math.inf, dtype=torch.float64), levels.double().log()
+        for i in over(range(len(levels) - 1)):
+            away = [float((D - answers[i]).double().square().mean()) for D in answers[i:]]
+            density = torch.tensor(away, dtype=torch.float64) / levels[i:].double() ** 2  # of d ln t
+            found[i, i + 1 :] = ((density[1:] + density[:-1]) / 2 * -logs[i:].diff()).cumsum(0)
+    return found
 
 
 def cheapest(errors: Tensor, num_steps: int) -> list[int]:
@@ -145,3 +210,4 @@ def heun(slope: Slope, x: Tensor, d: Tensor, t: Tensor, t_next: Tensor) -> Tenso
 
 
 SOLVERS = {"heun": heun, "euler": euler}
+CRITERIA = ("error", "klub")

@@ -1,4 +1,4 @@
-"""`repro schedule`: the best noise schedules of a network beside EDM's, as YAML for a study and as a figure."""
+"""`repro schedule`: the best noise schedules of a network for Heun's method beside EDM's, as YAML and as a figure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from repro import rows, schedules
 from repro.guidance import Guided
 from repro.sampler import SeedStreams, draw_inputs, sample
 from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
-from repro.strict import digest, facts, within
+from repro.strict import build, digest, facts, located, within
 
 #: Heun steps of the samples that errors are measured against.
 FINE = 128
@@ -32,8 +32,6 @@ class Choice:
     seeds: range = range(16)
     #: Log-spaced levels to choose from, besides those of EDM for the same numbers of steps.
     grid: int = 32
-    #: A name of `repro.schedules.SOLVERS`.
-    solver: str = "heun"
     sigma_min: float = Solver.sigma_min
     sigma_max: float = Solver.sigma_max
 
@@ -67,8 +65,8 @@ def find_schedules(network: str, choice: Choice, out: Path) -> pd.DataFrame:
             raise InputError(f"{out}: is there, and not what this would write; name another file")
         return pd.DataFrame(found["errors"])
     noise, labels = draw_inputs(pair.main, SeedStreams(pair.device, choice.seeds), pair.device)
-    errors = schedules.step_errors(
-        pair.main, noise, levels, labels, choice.solver, lambda each: progress("schedule", each, unit="level")
+    errors = schedules.step_costs(
+        pair.main, noise, levels, labels, over=lambda each: progress("schedule", each, unit="level")
     )
     best = {n: _legible(levels[schedules.cheapest(errors, n)]) for n in sorted(set(choice.steps))}
     table = pd.DataFrame(_errors(pair, noise, labels, choice, best))
@@ -87,6 +85,18 @@ def find_schedules(network: str, choice: Choice, out: Path) -> pd.DataFrame:
 
 def _legible(levels: Tensor) -> list[float]:
     return [float(f"{level:.5g}") for level in levels.tolist()]
+
+
+def read_schedule(path: Path, num_steps: int) -> list[float]:
+    """The noise levels that `find_schedules` wrote for so many steps; raises InputError where there are none."""
+    raw = read_yaml(path)
+    with located(path):
+        entries = build(list[dict[str, Any]], raw.get("sampler") if isinstance(raw, dict) else None, "sampler")
+        solvers = [build(Solver, entry, "sampler") for entry in entries]
+        found = {solver.num_steps: solver.schedule for solver in solvers}
+        if (levels := found.get(num_steps)) is None:
+            raise InputError(f"no schedule of {num_steps} steps, found {', '.join(map(str, found)) or 'none'}")
+        return levels
 
 
 def _errors(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -94,6 +95,33 @@ def test_the_error_of_a_step_is_how_far_it_lands_from_the_trajectory() -> None:
     assert errors.isinf().sum() == 10  # never back
 
 
+def test_the_bound_of_align_your_steps_is_its_integral() -> None:
+    """Of Gaussian data, whose D along a noise path has closed moments; on a grid fine enough for the trapezoids."""
+
+    class Gaussian(Mixture):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centres = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+            self.spread = 0.5
+
+    levels = schedules.grid_levels(60, sigma_min=0.05, sigma_max=20)
+    found = schedules.divergences(Gaussian(), unit_noise(4000), levels)
+
+    def expected(i: int, j: int) -> float:
+        """E|D(x_t) - D(x_s)|^2 = c Var, with x_s = x_t + sqrt(s^2 - t^2) n and D = k(t) x, k = 0.25 / (0.25 + t^2)."""
+        t = np.exp(np.linspace(np.log(levels[j]), np.log(levels[i]), 4001))
+        k, k_s, s = 0.25 / (0.25 + t**2), 0.25 / (0.25 + levels[i].item() ** 2), levels[i].item()
+        away = (k - k_s) ** 2 * (0.25 + t**2) + k_s**2 * (s**2 - t**2)
+        return float(np.trapezoid(away / t**2, np.log(t)))
+
+    for i, j in ((0, 59), (0, 20), (10, 40), (45, 59)):
+        assert found[i, j].item() == pytest.approx(expected(i, j), rel=0.05)
+    assert found[tuple(torch.tril_indices(60, 60))].isinf().all()
+    every = [(0, *inner, 59) for inner in itertools.combinations(range(1, 59), 2)]
+    best = min(every, key=lambda path: path_cost(found, path))
+    assert schedules.cheapest(found, 4) == list(best)
+
+
 def test_what_it_costs_is_what_it_says() -> None:
     for solver, evaluations in (("heun", 12 * 11 // 2 + 2 * 11), ("euler", 2 * 11)):
         network = Mixture()
@@ -142,6 +170,8 @@ def test_a_study_whose_schedule_contradicts_itself_is_refused(settings: dict[str
         ({"num_steps": 4, "grid": 1}, "2 or more"),
         ({"num_steps": 4, "sigma_min": 9.0, "sigma_max": 1.0}, "rising"),
         ({"num_steps": 4, "solver": "huen"}, "did you mean 'heun'"),
+        ({"num_steps": 4, "criterion": "kulb"}, "did you mean 'klub'"),
+        ({"num_steps": 4, "criterion": "klub"}, "bounds first-order stochastic samplers"),
     ],
 )
 def test_what_cannot_be_solved_is_refused(arguments: dict[str, object], message: str) -> None:
