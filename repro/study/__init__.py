@@ -1,6 +1,6 @@
 """Studies: what one pipeline run is asked for."""
 
-from repro.study.files import PARAMS, STUDIES, available, load, named, study_path, use
+from repro.study.files import PARAMS, STUDIES, available, load, named, new, purpose, study_path, use
 from repro.study.schema import (
     OUT,
     Claim,
@@ -16,5 +16,6 @@ from repro.study.schema import (
     parse_seeds,
 )
 
-__all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "parse_seeds", "study_path", "use"]
+__all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "new", "parse_seeds", "purpose"]
+__all__ += ["study_path", "use"]
 __all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Networks", "Published", "Study", "Sweep", "Waived"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,43 @@ def available() -> list[str]:
     return sorted({path.stem for path in STUDIES.glob("*.yaml")} - {"mine"})
 
 
+def purpose(name: str) -> str:
+    """What a study is for: the first sentence of the comment at its head."""
+    lines = study_path(name).read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    return re.split(r"(?<=[.?])\s", comment, maxsplit=1)[0]
+
+
+def new(name: str, source: str = "mine") -> Path:
+    """Write the study `name`, a copy of `source` with its name in the place of that one's; returns its file.
+
+    Raises InputError, and leaves nothing, where there is one of that name, or stages would be shared with another.
+    """
+    target, text = STUDIES / f"{name}.yaml", study_path(source).read_text(encoding="utf-8")
+    if not re.fullmatch(ID, name):
+        raise InputError(f"'{name[:80]}' cannot name a study: expected small letters, digits, - and _")
+    if target.exists():
+        raise InputError(f"{target}: is there already; choose another name")
+    old = "<name>" if source == "mine" else rf"(?<![\w-]){re.escape(source)}(?!\w)"
+    write_text(target, re.sub(old, name, text))
+    try:
+        _check_apart(name, load(target).ids())
+    except InputError:
+        target.unlink()
+        raise
+    return target
+
+
+def _check_apart(name: str, ids: set[str]) -> None:
+    """Raise InputError where the study `name` shares some of its stages' ids with another, as dvc.lock would."""
+    for other in available():
+        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & ids
+        if shared:
+            raise InputError(
+                f"{STUDIES / f'{name}.yaml'}: stage {min(shared)} also occurs in {other}; ids must carry their study"
+            )
+
+
 def study_path(name: str) -> Path:
     """File of a study by name; raises InputError that names the nearest where there is none."""
     path = STUDIES / f"{name}.yaml"
@@ -67,10 +105,7 @@ def use(name: str, force: bool = False) -> list[str]:
     """
     target = study_path(name)
     after, before = load(target).ids(), set[str]()
-    for other in available():
-        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & after
-        if shared:
-            raise InputError(f"{target}: stage {min(shared)} also occurs in {other}; ids must carry their study")
+    _check_apart(name, after)
     if PARAMS.exists():
         if not force and PARAMS.read_text() not in [path.read_text() for path in STUDIES.glob("*.yaml")]:
             raise InputError(f"{PARAMS} has edits that no file in {STUDIES}/ holds; save them there or pass --force")

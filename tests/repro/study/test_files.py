@@ -183,6 +183,40 @@ def test_use_names_the_nearest_study(project: Path) -> None:
         studies.use("defualt")
 
 
+def test_a_new_study_carries_its_own_name(project: Path) -> None:
+    (project / "studies" / "mine.yaml").write_text((ROOT / "studies" / "mine.yaml").read_text())
+    target = studies.new("faces")
+    assert studies.load(target).study == "faces"
+    assert "<name>" not in target.read_text()
+    again = studies.load(studies.new("places", "faces"))
+    assert again.study == "places"
+    assert all("places" in key for key in again.generate)
+    studies.use("places")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("other", "default", "other.yaml: is there already"),
+        ("../up", "default", "cannot name a study"),
+        ("", "default", "cannot name a study"),
+        ("third", "defualt", "did you mean 'default'"),
+        ("third", "default", "ids must carry their study"),
+    ],
+)
+def test_a_study_that_would_be_in_the_way_is_not_written(project: Path, name: str, source: str, message: str) -> None:
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message):
+        studies.new(name, source)
+    assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_every_study_says_what_it_is_for() -> None:
+    found = {name: studies.purpose(name) for name in studies.available()}
+    assert found["default"].startswith("The default study: the paper's 2D example in full")
+    assert all(30 < len(text) < 220 for text in found.values()), found
+
+
 def test_seeds_are_inclusive_ranges() -> None:
     assert studies.parse_seeds("3-5") == range(3, 6)
     assert studies.parse_seeds("7") == range(7, 8)
