@@ -1,6 +1,7 @@
 """The command line `repro` (`python -m repro`); thin: every command calls one function."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,15 +13,14 @@ from repro import doctor, ema, search, snapshots
 from repro import study as studies
 from repro.data import archives
 from repro.encoders import StabilityVAEEncoder
-from repro.guidance import Guided
+from repro.guidance import RAMPS, RULES, Guided
 from repro.pipeline import cleaning
 from repro.pipeline.acquire import everything
 from repro.pipeline.stages import STAGES, relaunch
 from repro.pixels import image_grid
 from repro.sampling.pairs import Configuration, Solver, load_pair
-from repro.sampling.scheduling import Choice, find_schedules
+from repro.sampling.scheduling import Choice, find_schedules, read_schedule
 from repro.sampling.shards import generate, read_shard
-from repro.schedules import SOLVERS
 from repro.strict import build, load, settings
 from repro.study import cost, presets
 from repro.training import recipes
@@ -46,9 +46,18 @@ def study_group() -> None:
 
 @study_group.command("list")
 def study_list() -> None:
-    """Names of all studies; `*` marks the active one."""
+    """All studies and what each is for; `*` marks the active one. `repro cost NAME` says what one takes."""
     active = studies.load().study if studies.PARAMS.exists() else None
-    click.echo("\n".join(f"{'*' if name == active else ' '} {name}" for name in studies.available()))
+    for name in studies.available():
+        click.echo(f"{'*' if name == active else ' '} {name:16} {studies.purpose(name)}")
+
+
+@study_group.command("new")
+@click.argument("name")
+@click.option("--from", "source", default="mine", show_default=True, help="The study to copy.")
+def study_new(name: str, source: str) -> None:
+    """Write the study NAME, a copy of another one under its own name."""
+    click.echo(f"{studies.new(name, source)} is written; `python -m repro study use {name}` makes it the active one")
 
 
 @study_group.command("use")
@@ -82,11 +91,22 @@ def stage_command(stage: str, key: str) -> None:
 
 @cli.command("generate")
 @click.option("--main", required=True, help="Network file (.safetensors, .pkl), or module:function of a Denoiser.")
-@click.option("--guide", help="Guiding network, given like --main.")
+@click.option("--guide", help="Guiding network, given like --main; with --degrade the main network by default.")
 @click.option("--guidance", type=float, default=1.0, show_default=True, help="Weight w; 1 = no guidance.")
 @click.option("--interval", help="Guided sampler steps FIRST-LAST, inclusive; all by default.")
+@click.option("--rule", default="linear", show_default=True, help=f"How answers are combined: {', '.join(RULES)}.")
+@click.option(
+    "--rule-set", "rule_settings", multiple=True, metavar="KEY=VALUE", help="Setting of the rule; repeatable."
+)
+@click.option("--ramp", default="constant", show_default=True, help=f"Weight over the steps: {', '.join(RAMPS)}.")
+@click.option("--degrade", multiple=True, metavar="NAME=STRENGTH", help="What makes the guide worse; repeatable.")
+@click.option("--degrade-main", multiple=True, metavar="NAME=STRENGTH", help="The same of the main network.")
 @click.option("--seeds", default="0-63", show_default=True, help="FIRST-LAST, inclusive.")
+@click.option("--class", "number", type=click.IntRange(min=0), help="Of every image; by default drawn by its seed.")
 @click.option("--steps", type=int, default=32, show_default=True, help="Heun steps.")
+@click.option("--sigma-min", type=float, help=f"Last noise level; {Solver.sigma_min} by default.")
+@click.option("--sigma-max", type=float, help=f"First noise level; {Solver.sigma_max} by default.")
+@click.option("--schedule", type=PATH, help="Noise levels that `repro schedule` found for so many steps.")
 @click.option("--batch-size", "batch", type=int, default=32, show_default=True, help="Part of the configuration.")
 @click.option("--out", type=PATH, required=True, help="Folder for shards and grid.png.")
 @click.option("--verify", "distrust", is_flag=True, help="Read every finished shard again, also those verified before.")
@@ -95,8 +115,17 @@ def generate_command(
     guide: str | None,
     guidance: float,
     interval: str | None,
+    rule: str,
+    rule_settings: Texts,
+    ramp: str,
+    degrade: Texts,
+    degrade_main: Texts,
     seeds: str,
+    number: int | None,
     steps: int,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    schedule: Path | None,
     batch: int,
     out: Path,
     distrust: bool,
@@ -105,8 +134,16 @@ def generate_command(
     distributed.init()
     members = studies.parse_seeds(seeds)
     chosen = None if interval is None else studies.parse_seeds(interval)
-    guided = Guided(main, guide, guidance, None if chosen is None else (chosen[0], chosen[-1]))
-    pair = load_pair(Configuration(guided, Solver(num_steps=steps, batch_size=batch)), distributed.device())
+    guided = build(
+        Guided,
+        {"main": main, "guide": guide or (main if degrade else None), "guidance": guidance, "rule": rule, "ramp": ramp}
+        | {"interval": None if chosen is None else (chosen[0], chosen[-1]), "rule_settings": settings(rule_settings)}
+        | {"guide_degradations": settings(degrade), "main_degradations": settings(degrade_main)},
+    )
+    said: dict[str, Any] = {"num_steps": steps, "batch_size": batch, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    said |= {"schedule": None if schedule is None else read_schedule(schedule, steps)}
+    solver = build(Solver, {name: value for name, value in said.items() if value is not None})
+    pair = load_pair(Configuration(guided, solver, number), distributed.device())
     paths = generate(pair, members, out, description="sampling", trust=not distrust)
     if distributed.rank() == 0:
         image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
@@ -118,19 +155,18 @@ def generate_command(
 @click.option("--steps", default="8,12,16,32", show_default=True, help="Numbers of steps, with commas between them.")
 @click.option("--seeds", default="0-15", show_default=True, help="Whose trajectories are followed, FIRST-LAST.")
 @click.option("--grid", type=int, default=Choice.grid, show_default=True, help="Levels to choose from, besides EDM's.")
-@click.option("--solver", default=Choice.solver, show_default=True, help=f"One of {', '.join(SOLVERS)}.")
 @click.option("--sigma-min", type=float, default=Choice.sigma_min, show_default=True, help="Last noise level.")
 @click.option("--sigma-max", type=float, default=Choice.sigma_max, show_default=True, help="First noise level.")
 @click.option("--out", type=PATH, required=True, help="YAML file to write; the figure lies beside it.")
 def schedule_command(
-    network: str, steps: str, seeds: str, grid: int, solver: str, sigma_min: float, sigma_max: float, out: Path
+    network: str, steps: str, seeds: str, grid: int, sigma_min: float, sigma_max: float, out: Path
 ) -> None:
     """The noise levels with which a network needs the fewest steps, found exactly on a grid.
 
     What it finds goes under `sampler` of a study. The same command again finds it done.
     """
     numbers = build(list[int], parse_yaml(f"[{steps}]", f"--steps {steps}: "), "--steps")
-    choice = Choice(numbers, studies.parse_seeds(seeds), grid, solver, sigma_min, sigma_max)
+    choice = Choice(numbers, studies.parse_seeds(seeds), grid, sigma_min, sigma_max)
     table = find_schedules(network, choice, out)
     click.echo(f"{table.to_string(index=False)}\nroot mean square errors of samples; levels in {out}")
 

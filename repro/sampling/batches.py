@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,6 +32,8 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
     for network in (pair.main, pair.guide):
         seed_degradations(network, streams)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
+    if labels is not None and pair.configuration.only_class is not None:
+        labels = F.one_hot(torch.full([len(labels)], pair.configuration.only_class), labels.shape[1]).to(labels)
     try:
         latents = sample(
             pair.main,

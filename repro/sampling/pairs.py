@@ -18,7 +18,7 @@ from repro import snapshots
 from repro.degradations import GUIDE, MAIN, degrade
 from repro.guidance import Guided, check_pair
 from repro.inference import fold
-from repro.networks import Denoiser
+from repro.networks import Denoiser, Precond
 from repro.numerics import numerics
 from repro.schedules import checked
 from repro.strict import facts, positive, within
@@ -87,6 +87,8 @@ class Configuration:
 
     guided: Guided
     solver: Solver = field(default_factory=Solver)
+    #: The class of every image; None: drawn by its seed.
+    only_class: int | None = None
 
     def __post_init__(self) -> None:
         interval = self.guided.interval
@@ -135,16 +137,14 @@ def load_pair(
     g, solver = configuration.guided.active, configuration.solver
 
     def load(source: str) -> tuple[Denoiser, str]:
-        if Path(source).suffix not in SUFFIXES and ":" in source:
-            return load_code(source, device, (files or {}).get(source, ()))
-        snapshot = snapshots.load(source)
-        network = fold(snapshot.network, device)
-        network.encoder = snapshot.encoder
-        if solver.compile:
+        network, sha256 = load_network(source, device, (files or {}).get(source, ()))
+        if solver.compile and isinstance(network, Precond):
             network.compile()
-        return network, sha256_file(source)
+        return network, sha256
 
     main, sha256 = load(g.main)
+    if configuration.only_class is not None and configuration.only_class >= main.label_dim:
+        raise InputError(f"{g.main}: class {configuration.only_class}, the network has {main.label_dim} classes")
     if hasattr(main.encoder, "tf32"):
         main.encoder.tf32 = solver.vae_tf32
     pair = Pair(replace(configuration, guided=g), degrade(main, g.main_degradations, MAIN), None, sha256, None, device)
@@ -155,6 +155,16 @@ def load_pair(
     if guide_sha256 == sha256 and g.main_degradations == g.guide_degradations:
         raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
     return replace(pair, guide=degrade(guide, g.guide_degradations, GUIDE), guide_sha256=guide_sha256)
+
+
+def load_network(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:
+    """A network file, or what `module:function` returns (see `load_code`), ready to sample on `device`; its sha256."""
+    if Path(source).suffix not in SUFFIXES and ":" in source:
+        return load_code(source, device, files)
+    snapshot = snapshots.load(source)
+    network = fold(snapshot.network, device)
+    network.encoder = snapshot.encoder
+    return network, sha256_file(source)
 
 
 def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:

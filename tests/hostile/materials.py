@@ -74,6 +74,7 @@ COMMANDS = {
     "data check": ("repro", ["data", "check", "set.zip"]),
     "train": ("repro", ["train", "--preset", "edm2-img64-xs", "--data", "set.zip", "--out", "run", "--dry-run"]),
     "study show": ("repro", ["study", "show", "mini"]),
+    "study new": ("repro", ["study", "new", "fresh", "--from", "mini"]),
     "study use": ("repro", ["study", "use", "mini"]),
     "cost": ("repro", ["cost", "mini"]),
     "fetch": ("repro", ["fetch", "mini", "--offline"]),

@@ -11,8 +11,10 @@ import pytest
 from metrics.files import InputError
 from repro import __main__ as command_line
 from repro.pipeline import cleaning
+from repro.sampling.shards import read_shard
 
 ROOT = Path(__file__).resolve().parents[2]
+MAIN = str(ROOT / "tests" / "data" / "golden" / "main.pkl")
 
 
 def run(*arguments: str, code: int = 0) -> None:
@@ -42,6 +44,14 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "--main", "a.pkl", "--seeds", "5-3", "--out", "x"], "5-3"),
         (["reconstruct", "snapshot.pkl", "--ema", "0.1", "--out", "x"], "RUN-KIMG-STD"),
         (["generate", "--out", "x"], "Missing option '--main'"),
+        (["generate", "--main", MAIN, "--rule", "agp", "--out", "x"], "did you mean 'apg'"),
+        (["generate", "--main", MAIN, "--rule-set", "beta=1", "--out", "x"], "rule linear has no setting 'beta'"),
+        (["generate", "--main", MAIN, "--ramp", "up", "--out", "x"], "ramp 'up' is unknown"),
+        (["generate", "--main", MAIN, "--degrade", "blur=1", "--out", "x"], "degradation 'blur' is unknown"),
+        (["generate", "--main", MAIN, "--degrade", "dropout=2", "--guidance", "2", "--out", "x"], "strength 2"),
+        (["generate", "--main", MAIN, "--class", "10", "--out", "x"], "class 10, the network has 10 classes"),
+        (["generate", "--main", MAIN, "--sigma-min", "90", "--out", "x"], "sigma_max is 80.0"),
+        (["generate", "--main", MAIN, "--schedule", "no.yaml", "--out", "x"], "no.yaml: no such file"),
         (["brew"], "No such command 'brew'"),
     ],
 )
@@ -138,3 +148,20 @@ def test_metrics_never_imports_repro() -> None:
         "assert not [name for name in sys.modules if name.split('.')[0] == 'repro']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_bad_version_rule_ramp_class_and_schedule_from_the_command_line(tmp_path: Path) -> None:
+    schedule = tmp_path / "schedule.yaml"
+    run("schedule", "--network", MAIN, "--steps", "3", "--grid", "4", "--seeds", "0-1", "--out", str(schedule))
+    guided = ["--degrade", "blurred_attention=1.0", "--guidance", "2", "--rule", "apg", "--rule-set", "beta=0"]
+    rest = ["--ramp", "linear", "--class", "3", "--steps", "3", "--schedule", str(schedule), "--seeds", "0-3"]
+    run("generate", "--main", MAIN, *guided, *rest, "--batch-size", "4", "--out", str(tmp_path / "look"))
+    (shard,) = (tmp_path / "look").glob("*.zip")
+    manifest = read_shard(shard)[0]
+    made = manifest.configuration
+    assert made.guided.guide_degradations == {"blurred_attention": 1.0}
+    assert (made.guided.rule, made.guided.rule_settings, made.guided.ramp) == ("apg", {"beta": 0.0}, "linear")
+    assert made.only_class == 3
+    assert made.solver.schedule is not None
+    assert set(manifest.labels) == {3}
+    run("generate", "--main", MAIN, "--steps", "5", "--schedule", str(schedule), "--out", str(tmp_path / "no"), code=2)
