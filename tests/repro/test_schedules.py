@@ -109,8 +109,9 @@ def test_the_bound_of_align_your_steps_is_its_integral() -> None:
 
     def expected(i: int, j: int) -> float:
         """E|D(x_t) - D(x_s)|^2 = c Var, with x_s = x_t + sqrt(s^2 - t^2) n and D = k(t) x, k = 0.25 / (0.25 + t^2)."""
-        t = np.exp(np.linspace(np.log(levels[j]), np.log(levels[i]), 4001))
-        k, k_s, s = 0.25 / (0.25 + t**2), 0.25 / (0.25 + levels[i].item() ** 2), levels[i].item()
+        low, s = levels[j].item(), levels[i].item()
+        t = np.exp(np.linspace(np.log(low), np.log(s), 4001))
+        k, k_s = 0.25 / (0.25 + t**2), 0.25 / (0.25 + s**2)
         away = (k - k_s) ** 2 * (0.25 + t**2) + k_s**2 * (s**2 - t**2)
         return float(np.trapezoid(away / t**2, np.log(t)))
 
