@@ -10,7 +10,7 @@ from torch import Tensor
 from metrics.files import InputError, nearest
 from repro.networks import Denoiser
 
-#: (x, sigma) -> dx/dsigma of the probability-flow ODE (EDM equation 1).
+#: (x, sigma) -> dx/dsigma of the probability-flow ODE (EDM equation 1), or D(x; sigma).
 Slope = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -91,8 +91,6 @@ def step_costs(
     over: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> Tensor:
     """`step_errors`, or, by the criterion `klub`, `divergences`. Raises InputError where they do not fit `solver`."""
-    if network.label_dim and labels is None:
-        raise InputError(f"the network has {network.label_dim} classes: labels are required")
     for name, value, known in (("solver", solver, SOLVERS), ("criterion", criterion, CRITERIA)):
         if value not in known:
             raise InputError(f"{name} '{value}' is unknown{nearest(value, known)}")
@@ -120,17 +118,11 @@ def step_errors(
     images and values, infinite where j <= i. T (T - 1) / 2 + 2 T evaluations an image, 2 T for a first-order solver.
     `over` goes through the levels, and can show how far it is.
     """
-
-    def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - network(x, sigma, labels if network.label_dim else None).to(x.dtype)) / sigma
-
-    count, sigmas = len(levels), levels.to(noise)
+    denoise, count, sigmas = _denoiser(network, labels), len(levels), levels.to(noise)
+    slope = _slope(denoise)
     errors = torch.full([count, count], math.inf, dtype=torch.float64)
     with torch.no_grad():
-        points, slopes = [noise * sigmas[0]], []
-        for t, t_next in pairwise(sigmas):
-            slopes.append(slope(points[-1], t))
-            points.append(heun(slope, points[-1], slopes[-1], t, t_next))
+        points, slopes = _trajectory(slope, noise, sigmas)
         for i in over(range(count - 1)):
             for j in range(i + 1, count):
                 landed = SOLVERS[solver](slope, points[i], slopes[i], sigmas[i], sigmas[j])
@@ -151,25 +143,16 @@ def divergences(
     levels, along one noise path per image with independent increments. The images are the network's own, by Heun's
     method. It bounds the divergence of a first-order stochastic sampler. 3 T evaluations an image.
     """
-    sigmas = levels.to(noise)
-
-    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
-        return network(x, sigma, labels if network.label_dim else None).to(x.dtype)
-
-    def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - denoised(x, sigma)) / sigma
-
+    denoise, sigmas = _denoiser(network, labels), levels.to(noise)
     with torch.no_grad():
-        x = noise * sigmas[0]
-        for t, t_next in pairwise(sigmas):
-            x = heun(slope, x, slope(x, t), t, t_next)
-        x, below = denoised(x, sigmas[-1]), torch.zeros_like(sigmas[-1])
+        end = _trajectory(_slope(denoise), noise, sigmas)[0][-1]
+        x, below = denoise(end, sigmas[-1]), torch.zeros_like(sigmas[-1])
         generator = torch.Generator().manual_seed(0)
         answers = list[Tensor]()
         for sigma in sigmas.flip(0):
             fresh = torch.randn(noise.shape, dtype=noise.dtype, generator=generator).to(noise.device)
             x, below = x + (sigma**2 - below**2).sqrt() * fresh, sigma
-            answers.append(denoised(x, sigma))
+            answers.append(denoise(x, sigma))
         answers.reverse()
         found, logs = torch.full([len(levels)] * 2, math.inf, dtype=torch.float64), levels.double().log()
         for i in over(range(len(levels) - 1)):
@@ -177,6 +160,26 @@ def divergences(
             density = torch.tensor(away, dtype=torch.float64) / levels[i:].double() ** 2  # of d ln t
             found[i, i + 1 :] = ((density[1:] + density[:-1]) / 2 * -logs[i:].diff()).cumsum(0)
     return found
+
+
+def _denoiser(network: Denoiser, labels: Tensor | None) -> Slope:
+    """(x, sigma) -> D(x; sigma) in the dtype of `x`; raises InputError where labels are missing."""
+    if network.label_dim and labels is None:
+        raise InputError(f"the network has {network.label_dim} classes: labels are required")
+    return lambda x, sigma: network(x, sigma, labels if network.label_dim else None).to(x.dtype)
+
+
+def _slope(denoise: Slope) -> Slope:
+    return lambda x, sigma: (x - denoise(x, sigma)) / sigma
+
+
+def _trajectory(slope: Slope, noise: Tensor, sigmas: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Points at all levels, by Heun's method from one to the next, and the slopes at all but the last."""
+    points, slopes = [noise * sigmas[0]], list[Tensor]()
+    for t, t_next in pairwise(sigmas):
+        slopes.append(slope(points[-1], t))
+        points.append(heun(slope, points[-1], slopes[-1], t, t_next))
+    return points, slopes
 
 
 def cheapest(errors: Tensor, num_steps: int) -> list[int]:
