@@ -56,6 +56,8 @@ def find_schedules(network: str, choice: Choice, out: Path) -> pd.DataFrame:
     EDM's levels and with the best ones. What `out` holds of the same network and choice is not made again; raises
     InputError where it holds anything else.
     """
+    if out.suffix not in (".yaml", ".yml"):  # the figure has the same name but for this
+        raise InputError(f"{out}: expected a name that ends in .yaml")
     levels = choice.levels
     pair = load_pair(Configuration(Guided(network)), distributed.device())
     made_of = digest(pair.digest, vars(choice) | {"seeds": list(choice.seeds)})
@@ -74,12 +76,13 @@ def find_schedules(network: str, choice: Choice, out: Path) -> pd.DataFrame:
     made = {"network": Path(network).name, "network_sha256": pair.main_sha256} | facts(choice)
     made |= {"seeds": f"{choice.seeds[0]}-{choice.seeds[-1]}", **rows.provenance(pair.device)}
     said = {"digest": made_of, "made": made, "sampler": chosen, "errors": table.to_dict("records")}
-    write_text(out, "# An entry of `sampler` takes its place in a study's.\n" + yaml.safe_dump(said, sort_keys=False))
     from repro.drawing import save
     from repro.sampling.figure import draw_schedules
 
     edm = {n: schedules.edm(n, choice.sigma_min, choice.sigma_max)[:-1].tolist() for n in best}
     save(draw_schedules(table, best, edm), out.with_suffix(""))
+    # Last: where it is, all is done.
+    write_text(out, "# An entry of `sampler` takes its place in a study's.\n" + yaml.safe_dump(said, sort_keys=False))
     return table
 
 

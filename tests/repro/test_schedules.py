@@ -226,3 +226,9 @@ def test_the_command_writes_what_a_study_takes_and_is_not_repeated(
 def test_a_choice_that_cannot_be_made_is_refused(golden: Path, tmp_path: Path, settings: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_schedules(str(golden / "main.pkl"), Choice(**settings), tmp_path / "schedule.yaml")
+
+
+def test_a_name_that_the_figure_would_take_is_refused(golden: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected a name that ends in \.yaml"):
+        find_schedules(str(golden / "main.pkl"), Choice([4]), tmp_path / "schedule.png")
+    assert not list(tmp_path.iterdir())
