@@ -107,6 +107,11 @@ class Pair:
     guide_sha256: str | None
     device: torch.device
 
+    def __post_init__(self) -> None:
+        number, count = self.configuration.only_class, self.main.label_dim
+        if number is not None and not 0 <= number < count:
+            raise InputError(f"{self.configuration.guided.main}: class {number}, the network has {count} classes")
+
     @cached_property
     def digest(self) -> str:
         """sha256 of everything that decides an image's bits besides seed and software versions.
@@ -143,8 +148,6 @@ def load_pair(
         return network, sha256
 
     main, sha256 = load(g.main)
-    if configuration.only_class is not None and configuration.only_class >= main.label_dim:
-        raise InputError(f"{g.main}: class {configuration.only_class}, the network has {main.label_dim} classes")
     if hasattr(main.encoder, "tf32"):
         main.encoder.tf32 = solver.vae_tf32
     pair = Pair(replace(configuration, guided=g), degrade(main, g.main_degradations, MAIN), None, sha256, None, device)

@@ -62,6 +62,8 @@ def test_a_degradation_makes_the_guide_of_the_main_network(main: Denoiser) -> No
         ({"seeds": []}, "0 seeds"),
         ({"seeds": [1, 1]}, "different seeds"),
         ({"labels": [1]}, "a label for each"),
+        ({"labels": 10}, "class 10, the network has 10 classes"),
+        ({"labels": -1}, "class -1, the network has 10 classes"),
         ({"rule": "agp"}, "did you mean 'apg'"),
         ({"degradation": {"blur": 1.0}, "guidance": 2.0}, "degradation 'blur' is unknown"),
     ],
