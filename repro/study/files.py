@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from metrics.documents import read_yaml
+from metrics.documents import parse_yaml, read_yaml
 from metrics.files import InputError, nearest, write_text
 from metrics.registry import load_plugins
 from repro.strict import build, located
@@ -14,6 +14,7 @@ from repro.study.schema import ID, Study
 
 PARAMS = Path("params.yaml")
 STUDIES = Path("studies")
+HEAD = 4096  # characters of a study file, in which the comment at its head says what it is for
 
 
 def load(path: Path = PARAMS) -> Study:
@@ -23,7 +24,11 @@ def load(path: Path = PARAMS) -> Study:
     """
     if not path.exists():
         raise InputError(f"{path}: no such study file; `repro study list` names those at hand")
-    raw = read_yaml(path)
+    return _study(read_yaml(path), path)
+
+
+def _study(raw: Any, path: Path) -> Study:
+    """What the YAML of a study file says."""
     with located(path):
         if isinstance(raw, dict):
             _check_moved(raw)
@@ -49,7 +54,8 @@ def available() -> list[str]:
 
 def purpose(name: str) -> str:
     """What a study is for: the first sentence of the comment at its head."""
-    lines = study_path(name).read_text(encoding="utf-8").splitlines()
+    with study_path(name).open(encoding="utf-8", errors="replace") as file:
+        lines = file.read(HEAD).splitlines()
     comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
     return re.split(r"(?<=[.?])\s", comment, maxsplit=1)[0]
 
@@ -59,18 +65,16 @@ def new(name: str, source: str = "mine") -> Path:
 
     Raises InputError, and leaves nothing, where there is one of that name, or stages would be shared with another.
     """
-    target, text = STUDIES / f"{name}.yaml", study_path(source).read_text(encoding="utf-8")
+    target, template = STUDIES / f"{name}.yaml", study_path(source)
     if not re.fullmatch(ID, name):
         raise InputError(f"'{name[:80]}' cannot name a study: expected small letters, digits, - and _")
     if target.exists():
         raise InputError(f"{target}: is there already; choose another name")
+    read_yaml(template)  # which refuses what no text can be read from
     old = "<name>" if source == "mine" else rf"(?<![\w-]){re.escape(source)}(?!\w)"
-    write_text(target, re.sub(old, name, text))
-    try:
-        _check_apart(name, load(target).ids())
-    except InputError:
-        target.unlink()
-        raise
+    text = re.sub(old, name, template.read_text(encoding="utf-8"))
+    _check_apart(name, _study(parse_yaml(text, f"{target}: "), target).ids())
+    write_text(target, text)
     return target
 
 
