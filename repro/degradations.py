@@ -75,6 +75,13 @@ class Degradation:
     #: In place of bounds, which strengths can be meant, and these in words.
     allowed: Callable[[Any], bool] | None = None
     expected: str = ""
+    #: Whether strengths are whole numbers.
+    whole: bool = False
+
+    def at(self, strength: Strength, number: float) -> Strength:
+        """A strength with another number in it, rounded where it is a whole one."""
+        number = round(number) if self.whole else number
+        return strength | {"strength": number} if isinstance(strength, dict) else number
 
     def check(self, name: str, strength: Strength) -> None:
         """Raise InputError for a strength that cannot be meant."""
@@ -309,7 +316,11 @@ DEGRADATIONS.register(
 DEGRADATIONS.register(
     "quantised",
     Degradation(
-        Quantised, inside=True, allowed=lambda s: s in (0, *range(2, 17)), expected="2 to 16 bits, or 0 for all"
+        Quantised,
+        inside=True,
+        allowed=lambda s: s in (0, *range(2, 17)),
+        expected="2 to 16 bits, or 0 for all",
+        whole=True,
     ),
 )
 DEGRADATIONS.register(

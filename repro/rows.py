@@ -1,7 +1,7 @@
 """Measured values as rows: one per value, with everything it depends on. The CSV of them is the artefact."""
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from metrics.results import environment
 from repro.guidance import Guided
 from repro.snapshots import parse_name
 
-MEASURES = "measures.csv"
+MEASURES, TRIALS = "measures.csv", "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Row:
     guide_ema: float | None = None
     num_steps: int | None = None
     training_seed: int | None = None
+    #: Rule with its settings and ramp, where it is not linear and constant.
+    rule: str = ""
+    #: What makes main network and guide worse: NAME=STRENGTH.
+    main_degradations: str = ""
+    guide_degradations: str = ""
+    #: What decides the images besides, in JSON; fields at their defaults left out.
+    solver: str = ""
     main_sha256: str = ""
     guide_sha256: str = ""
     detector: str = ""
@@ -72,17 +79,29 @@ REPLICATES = "replicates.csv"
 COLUMNS = [field.name for field in fields(Row)]
 REPLICATE_COLUMNS = [field.name for field in fields(Replicate)]
 TEXTS = [field.name for field in fields(Row) if field.type is str]
+#: Columns that came later: tables without them say what they said before.
+LATER = ["rule", "main_degradations", "guide_degradations", "solver"]
 
 
 def settings(guided: Guided) -> dict[str, Any]:
-    """What rows say of a guided network: the columns main, guide, guidance, interval, main_ema and guide_ema."""
+    """What rows say of a guided network: main, guide, guidance, interval, EMA lengths, rule and degradations."""
     interval = "" if guided.interval is None else "{}-{}".format(*guided.interval)
     columns: dict[str, Any] = {"guidance": guided.guidance, "interval": interval}
     for role in ("main", "guide"):
         file = Path(getattr(guided.active, role) or "").name
         name = parse_name(file)
         columns |= {role: file, f"{role}_ema": name and name.ema_std}
-    return columns
+        columns[f"{role}_degradations"] = _assigned(getattr(guided.active, f"{role}_degradations"))
+    others = guided.rule_settings | ({} if guided.ramp == "constant" else {"ramp": guided.ramp})
+    named = guided.rule != "linear" or others
+    return columns | {"rule": f"{guided.rule} {_assigned(others)}".rstrip() if named else ""}
+
+
+def _assigned(values: Mapping[str, Any]) -> str:
+    """NAME=VALUE, with commas between them."""
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -109,9 +128,11 @@ def _read(path: Path, columns: list[str], what: str) -> pd.DataFrame:
     remedy = "delete it and run `dvc repro`"
     with explained(f"{path}: not a CSV of {what}", remedy, (OSError, ValueError, OverflowError)):
         found = pd.read_csv(path, dtype=dict.fromkeys([*TEXTS, "left_out"], str))
-        if missing := [name for name in columns if name not in found]:
+        if missing := [name for name in columns if name not in found and name not in LATER]:
             raise InputError(f"{path}: no column '{missing[0]}'; {remedy}")
-        found = found.astype({"value": float, "num_images": int})
+        found = found.reindex(columns=list(dict.fromkeys([*columns, *found]))).astype(
+            {"value": float, "num_images": int}
+        )
     if found[["configuration", "metric"]].isna().any(axis=None):
         raise InputError(f"{path}: a row without configuration or metric; {remedy}")
     return found

@@ -1,5 +1,6 @@
 """What samples are measured against, with what, and the rows of measured values."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from metrics.measure import check_reference, measure
 from metrics.names import qualified, space
 from metrics.statistics import Moments, as_tensor, from_features
 from repro.data.kinds import FEATURES, REFERENCE
+from repro.guidance import Guided
 from repro.numerics import numerics
 from repro.rows import REAL, WHOLE, Replicate, Row, provenance, settings
 from repro.sampling.shards import Manifest
-from repro.strict import digest
+from repro.strict import digest, facts
 from repro.study import Evaluate
 
 GROUPS = 16  # of seeds, each left out once by the jackknife
@@ -120,6 +122,7 @@ def measured_rows(
 
     `networks` are the detectors, for metrics that ask them; `common` are columns that the study settles.
     """
+    decides = facts(replace(manifest.configuration, guided=Guided("")))
     made = settings(manifest.configuration.guided) | provenance(torch.device(manifest.device_type)) | common
     return [
         Row(
@@ -128,6 +131,7 @@ def measured_rows(
             value=m.value,
             num_images=m.num_images,
             num_steps=manifest.configuration.solver.num_steps,
+            solver=json.dumps({name: value for name, value in decides.items() if name != "guided"}, sort_keys=True),
             main_sha256=manifest.main_sha256,
             guide_sha256=manifest.guide_sha256 or "",
             detector=name,

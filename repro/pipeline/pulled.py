@@ -27,6 +27,7 @@ def refuse_fetching(study: Study, key: str, folder: Path) -> None:
         return
     used = [name for name, item in study.generate.items() if key in _sets(item)]
     curves = [name for name, sweep in study.sweeps.items() if key in (sweep.main_set, sweep.guide_set)]
+    curves += [name for name, item in study.tuned.items() if key in _sets(item)]
     done = all(_is_measured(study, name) for name in used)
     if (used or curves) and done and all((study.out / "results" / name).exists() for name in curves):
         _refuse(folder, [*used, *curves], study)

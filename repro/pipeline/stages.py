@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,7 +19,8 @@ from repro import ema, snapshots
 from repro.guidance import Guided
 from repro.missing import NOTE, note_missing, read_missing
 from repro.pipeline import acquire, pulled
-from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, point_digest, replicates
+from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, replicates
+from repro.pipeline.points import Points
 from repro.pixels import image_grid
 from repro.rows import MEASURES, REPLICATES, gather_rows, write_replicates, write_rows
 from repro.sampling.batches import grouped
@@ -38,7 +38,7 @@ MODEL = "model.json"
 #: File with the digest of a data set, for what depends on it.
 DATA = "data.json"
 #: Stages that share their work among processes, started again by the machine's launcher.
-SHARED = ("train", "networks", "generate", "features", "sweep")
+SHARED = ("train", "networks", "generate", "features", "tune", "sweep")
 ALL_GPUS = "torchrun --standalone --nproc-per-node=gpu"
 #: Environment variable of a stage that was started by the launcher.
 LAUNCHED = "REPRO_LAUNCHED"
@@ -284,42 +284,21 @@ def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) ->
 
 @stage("sweeps", "results", "sweep")
 def run_sweep(study: Study, key: str, sweep: Sweep, folder: Path) -> None:
-    """One sensitivity curve; finished points are kept, and under torchrun the ranks share the shards of each.
-
-    A point that any study's curve holds already (the unguided one, say) is taken from there. Shards of features stand
-    until their point is measured, so that an interruption costs one.
-    """
-    evaluate, device, place = study.evaluate, distributed.device(), study.out / "references" / sweep.data
-    reference = load_reference(place, evaluate)
-    form = FeatureShards(load_detectors(evaluate.detectors, place, device))
+    """One sensitivity curve; finished points are kept (`repro.pipeline.points`)."""
+    points = Points(study, sweep.data, folder / "points")
     common = {"study": study.study, "configuration": key, "method": sweep.method, "axis": sweep.axis}
-    parts = []
     lost = {value: reason for value in sweep.values if (reason := acquire.not_possible(study, sweep.at(value)))}
-    points = ((value, pair, block) for value, pair in _pairs(study, sweep, lost, device) for block in sweep.seeds)
-    for number, (value, pair, block) in enumerate(points):
-        part = folder / "points" / f"{point_digest(pair.digest, block, reference, evaluate, form.origin)[:16]}.csv"
-        columns = common | {"block": block, "axis_value": value}
-        parts.append((columns, part))
-        if _is_measured(part):
-            continue
-        seeds, shards = parse_seeds(block), part.with_suffix("")
-        paths = generate(pair, seeds, shards, study.shards.size, f"{key} {value:g}", form)
-        if number % distributed.world_size() == distributed.rank():
-            write_rows(part, measured_rows(*block_features(paths, seeds), reference, evaluate, form.detectors, columns))
-            shutil.rmtree(shards)
+    parts = []
+    for value, pair in _pairs(study, sweep, lost, distributed.device()):
+        for block in sweep.seeds:
+            columns = common | {"block": block, "axis_value": value}
+            parts.append((columns, points.measure(pair, block, columns, f"{key} {value:g}")))
     distributed.barrier()
     if distributed.rank() == 0:
         note_missing(folder / NOTE, {f"{value:g}": reason for value, reason in lost.items()})
         found = gather_rows(parts, folder / MEASURES)
         shown = found[["configuration", "axis_value", "block", "metric", "value"]]
         print(*(" ".join(map(str, row)) for row in shown.to_numpy()), sep="\n", flush=True)
-
-
-def _is_measured(part: Path) -> bool:
-    """Whether a point stands, here or in another curve, from where it is linked; all ranks agree."""
-    if distributed.rank() == 0 and not part.exists():
-        acquire.borrow(part, lambda _: True)  # the name is the digest
-    return bool(distributed.all_reduce_sum(np.array([float(part.exists())]))[0] == distributed.world_size())
 
 
 def _pairs(study: Study, sweep: Sweep, lost: Container[float], device: torch.device) -> Iterator[tuple[float, Pair]]:

@@ -102,15 +102,15 @@ def draw_methods(summary: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 
 @styled
-def draw_scatter(summary: pd.DataFrame, x: str, y: str) -> Figure:
-    """One metric against another, a point per configuration."""
-    table = summary.pivot_table(index=["configuration", "method"], columns="metric", values="min", sort=False)
+def draw_scatter(summary: pd.DataFrame, x: str, y: str, values: str = "min", scale: str = "log") -> Figure:
+    """One metric against another, a point per configuration; `values` is the column that is shown."""
+    table = summary.pivot_table(index=["configuration", "method"], columns="metric", values=values, sort=False)
     groups = table.dropna(subset=[x, y]).groupby("method", sort=False)
     figure = Figure(figsize=(COLUMN, 3.2))
     ax = figure.subplots()
     for place, (name, rows) in enumerate(groups):
         ax.plot(rows[x], rows[y], linestyle="none", **look(str(name), place))
-    ax.set(xscale="log", yscale="log", xlabel=metric(x).axis, ylabel=metric(y).axis)
+    ax.set(xscale=scale, yscale=scale, xlabel=metric(x).axis, ylabel=metric(y).axis)
     _legend(figure, len(groups))
     return figure
 

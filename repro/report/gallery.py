@@ -36,7 +36,7 @@ Drawn = tuple[Figure, Drawing, pd.DataFrame | None]
 def read_previews(study: Study) -> dict[str, list[Preview]]:
     """data id -> previews of its configurations that show the same seeds, in the study's order."""
     found: dict[str, list[Preview]] = {}
-    for key, item in study.generate.items():
+    for key, item in study.sampled.items():
         path = study.out / "results" / key / "preview.npz"
         if not path.exists():
             continue
@@ -75,11 +75,11 @@ def _copy_toy(study: Study, folder: Path) -> Iterator[Figure]:
 def _draw(study: Study, measured: pd.DataFrame, previews: dict[str, list[Preview]]) -> Iterator[Drawn]:
     for data, ids in measures.generated(study).items():
         chosen = [preview for preview in previews.get(data, []) if preview.method in HEADLINE_METHODS]
-        yield from _draw_data(data, measured[measured["configuration"].isin(ids)], chosen)
+        yield from _draw_data(study, data, measured[measured["configuration"].isin(ids)], chosen)
     yield from _draw_curves(study, measures.curves(measured).drop(columns="reason"))
 
 
-def _draw_data(data: str, rows: pd.DataFrame, chosen: list[Preview]) -> Iterator[Drawn]:
+def _draw_data(study: Study, data: str, rows: pd.DataFrame, chosen: list[Preview]) -> Iterator[Drawn]:
     """What was measured of the images of one kind of data, and the `chosen` samples."""
     metrics = list(dict.fromkeys(rows["metric"]))
     if metrics:
@@ -89,6 +89,14 @@ def _draw_data(data: str, rows: pd.DataFrame, chosen: list[Preview]) -> Iterator
     if pair["metric"].nunique() == 2:
         shown = Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks.")
         yield shown, figures.draw_scatter(pair, "fid", "fd_dinov2"), pair
+    for detector in study.evaluate.detectors:
+        axes = [qualified(value, detector) for value in ("recall", "precision")]
+        both = rows[rows["metric"].isin(axes)][[*POINT, "mean"]]
+        if both["metric"].nunique() == 2 and both["configuration"].nunique() > 2:
+            shown = Figure(
+                f"{data}-precision-recall-{detector}", "Precision against recall", "Mean of the seed blocks."
+            )
+            yield shown, figures.draw_scatter(both, axes[0], axes[1], "mean", "linear"), both
     images: dict[str, NDArray[np.uint8]] = {}
     for preview in chosen:
         images.setdefault(preview.method, preview.images)  # the first of each method

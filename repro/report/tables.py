@@ -20,6 +20,9 @@ SETTINGS = {
     "interval": Column("steps", numeric=False),
     "main_ema": Column("EMA m", r"EMA$_m$"),
     "guide_ema": Column("EMA g", r"EMA$_g$"),
+    "rule": Column("rule", numeric=False),
+    "main_degradations": Column("main made worse by", numeric=False),
+    "guide_degradations": Column("guide made worse by", numeric=False),
 }
 OPTIMISED = ("guidance", "main_ema", "guide_ema")  # settings that the paper chooses for each metric apart
 PUBLISHED = [Column("measured"), Column("published"), Column("difference"), Column("verdict", numeric=False)]
@@ -59,7 +62,7 @@ def read_view(table: Table, folder: Path) -> View:
 
 def configurations_view(rows: pd.DataFrame) -> View:
     """Methods x metrics; settings columns appear where something is set."""
-    settings = [name for name in SETTINGS if rows[name].notna().any()]
+    settings = [name for name in SETTINGS if name in rows and rows[name].notna().any()]
     columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
     labels, best = _labels(rows, ["method"]), _best(rows)
     lines = [
@@ -81,6 +84,21 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
         for value, group in curve.groupby("axis_value"):
             lines.append([Cell(labels[key]), varied, _setting(value), *_value_cells(group, best)])
     return View([*columns, *_value_columns(rows)], lines, _notes(rows), rules[1:])
+
+
+def tuning_view(rows: pd.DataFrame) -> View:
+    """What was found for each configuration, of rows of one metric (`measures.trials`)."""
+    known = metric(rows["metric"].iloc[0])
+    settings = [name for name in ("guidance", "guide_degradations") if rows[name].notna().any()]
+    columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
+    columns += [Column(known.label + known.arrow), *map(Column, ("trials", "images each", "seeds"))]
+    labels, lines = _labels(rows, ["method"]), []
+    for key, group in rows.groupby("configuration", sort=False):
+        best = group.iloc[int((known.better * group["value"]).argmax())]
+        counts = Cell(f"{len(group)}"), Cell(f"{best['num_images']}"), Cell(best["block"])
+        value = _number(best["value"], f".{known.decimals}f")
+        lines.append([Cell(labels[key]), *(_setting(best[name]) for name in settings), value, *counts])
+    return View(columns, lines)
 
 
 def _labels(rows: pd.DataFrame, unique: list[str]) -> dict[Hashable, str]:

@@ -31,6 +31,8 @@ CAPTIONS = {
     "components, or to branches.",
     "images": "Generated images against the reference, mean ± standard deviation over seed blocks; N: seed blocks × "
     "images in each. The best value of each column is marked.",
+    "tuning": "Settings found for each method with the same number of trials, of the same images each, on seeds that "
+    "nothing else is measured on; trials.csv of out/STUDY/tuning/ID holds every one.",
     "sensitivity": "Sensitivity to guidance weight and EMA lengths; the best value of each curve is marked.",
 }
 
@@ -58,10 +60,11 @@ def report(study: Study, partial: bool = False) -> Path:
         "claims": tested,
         "toy": measured[measured["section"] == "toy"],
         **{data: images[images["configuration"].isin(ids)] for data, ids in measures.generated(study).items()},
+        "tuning": measures.trials(study),
         "sensitivity": curves,
     }
     for table in study_tables(study):
-        if len(rows[table.name]) or not table.judges:
+        if len(rows[table.name]) or not (table.judges or table.name == "tuning"):
             tables.write(table, rows[table.name], folder)
     drawn = gallery.draw_figures(study, folder, summary, previews)
     write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
@@ -98,6 +101,7 @@ def study_tables(study: Study) -> list[Table]:
             Table(data, f"Generated images: {data}", CAPTIONS["images"], tables.configurations_view)
             for data in measures.generated(study)
         ),
+        *([Table("tuning", "Tuning", CAPTIONS["tuning"], tables.tuning_view)] if study.tuned else []),
         *([sensitivity] if study.sweeps else []),
     ]
 

@@ -7,10 +7,13 @@ from repro.study.schema import (
     CurveClaim,
     Data,
     Evaluate,
+    Generate,
     Networks,
     Published,
     Study,
     Sweep,
+    Tuned,
+    Tuning,
     Waived,
     known,
     parse_seeds,
@@ -18,4 +21,5 @@ from repro.study.schema import (
 
 __all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "new", "parse_seeds", "purpose"]
 __all__ += ["study_path", "use"]
-__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Networks", "Published", "Study", "Sweep", "Waived"]
+__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Published", "Study", "Sweep"]
+__all__ += ["Tuned", "Tuning", "Waived"]

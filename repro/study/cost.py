@@ -135,6 +135,11 @@ def _stages(study: Study, speed: float) -> Iterator[dict[str, object]]:
         size = FEATURE_BYTES + (BYTES[main.resolution] if main is not None and study.shards.keep_images else 0)
         row = {"stage": f"generate@{key}", "disk_gb": number * size / 1e9}
         yield row | _sampling(study, sampled.guided.active, number, speed)
+    for key, tuned in study.tuned.items():
+        number = len(tuned.all_seeds()) + (
+            study.tuning.trials * len(parse_seeds(study.tuning.seeds)) if study.tuning else 0
+        )
+        yield {"stage": f"tune@{key}"} | _sampling(study, tuned.at([1.0] * len(tuned.over)), number, speed)
     for key, sweep in study.sweeps.items():
         number = sum(len(parse_seeds(block)) for block in sweep.seeds) * len(sweep.values)
         yield {"stage": f"sweep@{key}"} | _sampling(study, sweep.at(max(sweep.values)).active, number, speed)

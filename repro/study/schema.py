@@ -1,7 +1,7 @@
 """What a study asks for: the typed schema of `params.yaml` and of `studies/NAME.yaml`, strict to the leaves."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from metrics.measure import METRICS, Options, value_names
 from metrics.names import named
 from repro import snapshots
 from repro.data.kinds import KINDS, Kind
+from repro.degradations import DEGRADATIONS
 from repro.guidance import Guided
 from repro.sampling.pairs import Configuration, Sharding, Solver
 from repro.strict import build, inline, located, positive, within
@@ -21,11 +22,11 @@ from repro.training.config import MI, TrainingConfig
 OUT = Path("out")
 ID = r"[a-z0-9][a-z0-9_-]{0,99}"
 #: Sections of a study that leave their outputs side by side, so that no two may share an id.
-FOLDERS = (("data", "images"), ("train", "networks", "models", "reconstruct"), ("toy", "generate", "sweeps"))
+FOLDERS = (("data", "images"), ("train", "networks", "models", "reconstruct"), ("toy", "generate", "tuned", "sweeps"))
 #: Stage of `dvc.yaml` -> the section with an entry for each; report and verify apart.
 STAGES = {
-    **{section: section for sections in FOLDERS for section in sections if section != "sweeps"},
-    **{"sweep": "sweeps", "reference": "data", "image_reference": "images"},
+    **{section: section for sections in FOLDERS for section in sections if section not in ("tuned", "sweeps")},
+    **{"tune": "tuned", "sweep": "sweeps", "reference": "data", "image_reference": "images"},
     **{"features": "generate", "evaluate": "generate"},
 }
 
@@ -175,6 +176,65 @@ class Generate:
     def all_seeds(self) -> list[int]:
         """Seeds of all blocks, ascending."""
         return sorted({seed for block in self.seeds for seed in parse_seeds(block)})
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The effort that every entry of `tuned` gets, the same for all."""
+
+    #: Seed block of every trial; no part of what is reported.
+    seeds: str
+    #: Different settings that are tried.
+    trials: int
+    #: Full name of what is optimised, see `metrics.names`.
+    metric: str
+
+    def __post_init__(self) -> None:
+        parse_seeds(self.seeds)
+        within(self, 1, 1000, "trials")
+        if not named(self.metric).better:
+            raise InputError(f"metric '{self.metric}': no direction is better, so nothing can be optimised")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Generate):
+    """A configuration whose settings are looked for first (stage `tune`), as `tuning` says, then measured."""
+
+    #: What is looked for -> least and greatest: `guidance`, and degradations of the guide, by name.
+    over: dict[str, tuple[float, float]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.over:
+            raise InputError("over is empty, expected what to look for, such as guidance: [1.1, 4]")
+        for name, (least, greatest) in self.over.items():
+            if name not in (known := ("guidance", *self.guided.guide_degradations)):
+                raise InputError(f"over: '{name}' is no setting of the guide{nearest(name, known)}")
+            if not self.floor(name) < least < greatest < float("inf"):
+                expected = f"{self.floor(name):g} < least < greatest"
+                raise InputError(f"over.{name} is [{least:g}, {greatest:g}], expected {expected}")
+        with located("over"):
+            for place in (0.0, 1.0):
+                self.at([place] * len(self.over))
+
+    @staticmethod
+    def floor(name: str) -> float:
+        """The value at which a setting does nothing: what is looked for lies above it."""
+        return 1.0 if name == "guidance" else 0.0
+
+    def at(self, place: Sequence[float]) -> Guided:
+        """The guided network at a place of the unit cube, in whose sides settings grow as their distance from `floor`
+        does in proportion, rounded to 3 digits."""
+        found = dict(self.guided.guide_degradations)
+        guidance = self.guided.guidance
+        for (name, (least, greatest)), u in zip(self.over.items(), place, strict=True):
+            floor = self.floor(name)
+            value = float(f"{floor + (least - floor) * ((greatest - floor) / (least - floor)) ** u:.3g}")
+            if name == "guidance":
+                guidance = value
+            else:
+                found[name] = DEGRADATIONS[name].at(found[name], value)
+        return replace(self.guided, guidance=guidance, guide_degradations=found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +407,10 @@ class Study:
     models: dict[str, Model]
     reconstruct: dict[str, Reconstruct]
     generate: dict[str, Generate]
+    tuned: dict[str, Tuned]
     sweeps: dict[str, Sweep]
+    #: How settings are looked for.
+    tuning: Tuning | None = None
     #: Modules that register kinds of data, detectors, metrics, rules or degradations; importing them runs them.
     plugins: list[str] = field(default_factory=list)
     #: What the study is to decide, about its configurations.
@@ -373,7 +436,7 @@ class Study:
                     raise InputError(f"{section}.{key}: expected an id of letters a-z, digits, - and _ (no dots)")
                 if seen.setdefault(key, section) != section:
                     raise InputError(f"{section}.{key}: the id occurs in {seen[key]} too; their folders would collide")
-        dicts, lists = ("train", "reconstruct", "generate", "sweeps"), ("claims", "curve_claims")
+        dicts, lists = ("train", "reconstruct", "generate", "tuned", "sweeps"), ("claims", "curve_claims")
         entries = {f"{name}.{key}": item for name in dicts for key, item in getattr(self, name).items()}
         entries |= {f"{name}[{i}]": item for name in lists for i, item in enumerate(getattr(self, name))}
         for where, item in entries.items():
@@ -385,6 +448,19 @@ class Study:
                 raise InputError(f"table is '{table}', expected a plain id, since files are named after it")
         for key in self.waived.keys() & self.generate.keys():
             raise InputError(f"waived.{key}: is also in generate; remove one of them")
+        if self.tuned:
+            self._check_tuning()
+
+    def _check_tuning(self) -> None:
+        """What is tuned is so on seeds that nothing is judged by, for something that is measured."""
+        if self.tuning is None:
+            raise InputError("missing key tuning: tuned needs seeds, trials and metric")
+        if self.tuning.metric not in self.evaluate.names:
+            measured = nearest(self.tuning.metric, self.evaluate.names)
+            raise InputError(f"tuning.metric: '{self.tuning.metric}' is not measured (evaluate){measured}")
+        for key, item in self.sampled.items():
+            if not set(item.all_seeds()).isdisjoint(parse_seeds(self.tuning.seeds)):
+                raise InputError(f"tuning.seeds: {key} reports some of {self.tuning.seeds}; give other seeds")
 
     def _check_names(self, where: str, item: Any) -> None:
         """Whatever an entry names as `of` a part of the study is there, and the sampler has its interval."""
@@ -414,9 +490,14 @@ class Study:
         return {*self.runs, *self.models, *self.reconstruct}
 
     @property
+    def sampled(self) -> Mapping[str, Generate]:
+        """Every configuration of images by id, those that are tuned with the settings before."""
+        return self.generate | self.tuned
+
+    @property
     def configurations(self) -> set[str]:
         """Ids of everything that a claim can be about."""
-        return {*self.generate, *(f"{key}-{method}" for key in self.toy for method in ToySettings.METHODS)}
+        return {*self.sampled, *(f"{key}-{method}" for key in self.toy for method in ToySettings.METHODS)}
 
     @property
     def out(self) -> Path:

@@ -15,6 +15,7 @@ from repro.rows import (
     REAL,
     REPLICATE_COLUMNS,
     REPLICATES,
+    TRIALS,
     WHOLE,
     read_replicates,
     read_rows,
@@ -26,6 +27,7 @@ from repro.toy.settings import ToySettings
 
 STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
+SETTINGS += ["rule", "main_degradations", "guide_degradations", "solver"]
 DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
 ORIGIN = [*DIGESTS, "device", "versions", "commit"]
 FLOOR = 10.0  # halves of the real images' distance, beyond which a network that is not guided is broken
@@ -36,13 +38,13 @@ SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
 
 def entries(study: Study) -> list[str]:
     """Ids of everything that the study measures."""
-    return [*study.toy, *study.generate, *study.sweeps]
+    return [*study.toy, *study.sampled, *study.sweeps]
 
 
 def generated(study: Study) -> dict[str, list[str]]:
     """data id -> the configurations of images measured against it, in the study's order."""
     ids: dict[str, list[str]] = {}
-    for key, item in study.generate.items():
+    for key, item in study.sampled.items():
         ids.setdefault(item.data, []).append(key)
     return ids
 
@@ -52,14 +54,28 @@ def result_file(study: Study, entry: str) -> Path:
     return study.out / "results" / entry / MEASURES
 
 
+def trials_file(study: Study, entry: str) -> Path:
+    """Where the stage `tune` leaves what it tried for an entry."""
+    return study.out / "tuning" / entry / TRIALS
+
+
+def trials(study: Study) -> pd.DataFrame:
+    """Rows of every trial of what the study tunes, in the metric that is optimised; columns `repro.rows.COLUMNS`.
+
+    Raises InputError for a file that is no table of measures.
+    """
+    frames = [read_rows(path) for key in study.tuned if (path := trials_file(study, key)).exists()]
+    found = pd.concat([pd.DataFrame(columns=COLUMNS), *frames], ignore_index=True)
+    return found[found["metric"] == study.tuning.metric] if study.tuning else found
+
+
 def read(study: Study) -> pd.DataFrame:
     """Rows of every result file of the study that is there, with a column `section` added: toy, generate or sweeps.
 
     Raises InputError for a file that is no table of measures.
     """
-    sections = [
-        (name, result_file(study, key)) for name in ("toy", "generate", "sweeps") for key in getattr(study, name)
-    ]
+    parts = {"toy": study.toy, "generate": study.sampled, "sweeps": study.sweeps}
+    sections = [(name, result_file(study, key)) for name, items in parts.items() for key in items]
     frames = [read_rows(path).assign(section=name) for name, path in sections if path.exists()]
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS, "section"])
@@ -70,7 +86,7 @@ def replicates(study: Study) -> pd.DataFrame:
 
     Raises InputError for a file that is no table of replicates.
     """
-    paths = [result_file(study, key).with_name(REPLICATES) for key in (*study.toy, *study.generate)]
+    paths = [result_file(study, key).with_name(REPLICATES) for key in (*study.toy, *study.sampled)]
     frames = [read_replicates(path) for path in paths if path.exists()]
     empty = pd.DataFrame(columns=REPLICATE_COLUMNS)
     return pd.concat([empty, *[frame for frame in frames if len(frame)]], ignore_index=True)
@@ -91,7 +107,7 @@ def broken(study: Study, replicates: pd.DataFrame) -> dict[str, str]:
                 why = (
                     f"{key} is {ours[metric, WHOLE] / ours[metric, REAL]:.0f} times as far from the data as real images"
                 )
-                alike = (other for other, it in study.generate.items() if it.guided.main == item.guided.main)
+                alike = (other for other, it in study.sampled.items() if it.guided.main == item.guided.main)
                 found |= dict.fromkeys(alike, f"{why} in {named(metric).label}")
     return found
 
@@ -100,7 +116,7 @@ def refuse_gaps(study: Study) -> None:
     """Raise InputError where a result that the study names is not there, so that no report is shorter unnoticed."""
     absent = [key for key in entries(study) if not result_file(study, key).exists()]
     if absent:
-        stages = {"toy": "toy", "generate": "evaluate", "sweeps": "sweep"}
+        stages = {"toy": "toy", "generate": "evaluate", "tuned": "tune", "sweeps": "sweep"}
         stage = next(name for section, name in stages.items() if absent[0] in getattr(study, section))
         others = f" and {len(absent) - 1} others are" if absent[1:] else " is"
         raise InputError(
@@ -143,7 +159,7 @@ def _planned(study: Study) -> Iterator[tuple[str, int, dict[str, Any]]]:
     for key, toy in study.toy.items():
         for method in ToySettings.METHODS:
             yield key, len(toy.sampling_seeds), {"section": "toy", "configuration": f"{key}-{method}", "method": method}
-    for key, item in study.generate.items():
+    for key, item in study.sampled.items():
         row = {"section": "generate", "configuration": key, "method": item.method}
         yield key, len(item.seeds), row | settings(item.guided)
     for key, sweep in study.sweeps.items():
@@ -186,7 +202,7 @@ def dvc_metrics(study: Study, summary: pd.DataFrame) -> dict[str, dict[str, floa
     """
     cells = [(key, claim.metric) for claim in study.claims for key in (claim.better, claim.than)]
     cells += [(key, item.metric) for key, item in study.published.items()]
-    cells += [(key, space(name).distance) for name in study.evaluate.detectors[:1] for key in study.generate]
+    cells += [(key, space(name).distance) for name in study.evaluate.detectors[:1] for key in study.sampled]
     rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()]
     means = rows.set_index(["configuration", "metric"])["mean"]
     found: dict[str, dict[str, float]] = {}

@@ -89,7 +89,9 @@ def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_g
     monkeypatch.chdir(tmp_path)
     names = [path.removeprefix("/") for path in list(server.files)[:2]]
     both, first = Networks(fetch=names), Networks(fetch=names[:1])
-    empty = {key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "sweeps")}
+    empty = {
+        key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "tuned", "sweeps")
+    }
     made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": {"tiny": both}}
     study = Study(**empty | made, sources=[server.base])
     folder = study.out / "networks" / "tiny"
@@ -139,7 +141,9 @@ def test_fetching_ahead_goes_through_everything_and_says_what_failed(
     monkeypatch.chdir(tmp_path)
     gone, refused, there, broken = (path.removeprefix("/") for path in list(server.files)[:4])
     server.faults |= {f"/{gone}": [404], f"/{refused}": [403], f"/{broken}": [("bytes", b"no pickle")]}
-    empty = {key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "sweeps")}
+    empty = {
+        key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "tuned", "sweeps")
+    }
     sets = {"first": Networks(fetch=[gone, refused, broken]), "second": Networks(fetch=[there])}
     made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": sets}
     folders, absent, failures = everything(Study(**empty | made, sources=[server.base]))

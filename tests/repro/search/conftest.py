@@ -39,6 +39,7 @@ STUDY = {
             "seeds": ["8000-8007"],
         }
     },
+    "tuned": {},
     "sweeps": {},
 }
 SETTINGS = {

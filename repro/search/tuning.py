@@ -1,0 +1,95 @@
+"""Settings found with the same effort for every method: so many trials on the same seeds, of which no result is made.
+
+A method whose weight was looked for longer than another's would win by that. The trials are those of DIRECT (Jones et
+al. 1993, as `scipy.optimize.direct` has it), which divides the ranges where the values are good or few, draws no random
+numbers and needs no settings.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scipy.optimize import direct
+
+from metrics import distributed
+from metrics.names import named
+from repro.guidance import Guided
+from repro.pipeline import acquire
+from repro.pipeline.points import Points
+from repro.pipeline.stages import STAGES, stage, study_pair
+from repro.rows import TRIALS, gather_rows, read_rows
+from repro.study import Generate, Study, Tuned
+
+Settings = TypeVar("Settings")
+
+
+def search(
+    value: Callable[[Settings], float], at: Callable[[Sequence[float]], Settings], dim: int, trials: int
+) -> list[tuple[Settings, float]]:
+    """The first `trials` different settings that DIRECT tries for the least `value`, in order, with their values.
+
+    `at` gives the settings at a place of the unit cube of `dim` sides. Fewer where there are not so many.
+    """
+    tried: list[tuple[Settings, float]] = []
+
+    def ask(place: Sequence[float]) -> float:
+        settings = at(place)
+        for other, known in tried:
+            if other == settings:
+                return known
+        if len(tried) == trials:
+            raise StopIteration
+        tried.append((settings, value(settings)))
+        return tried[-1][1]
+
+    with suppress(StopIteration):
+        direct(ask, [(0.0, 1.0)] * dim, maxfun=100 * trials, maxiter=100 * trials, vol_tol=0)
+    return tried
+
+
+@stage("tuned", "tuning", "tune")
+def run_tune(study: Study, key: str, item: Tuned, folder: Path) -> None:
+    """Find the settings of a configuration, then sample and measure it with them, as the stages of others do.
+
+    Leaves every trial in trials.csv, a row per value. Trials that stand are not made again.
+    """
+    possible = not acquire.not_possible(study, item.guided)
+    guided = _tune(study, key, item, folder) if possible else item.guided
+    entry = Generate(item.method, item.data, item.seeds, guided)
+    others = {other: it for other, it in study.tuned.items() if other != key}
+    whole = replace(study, generate=study.generate | {key: entry}, tuned=others)
+    STAGES["generate"](whole, key)
+    STAGES["features"](whole, key)
+    if distributed.rank() == 0:
+        STAGES["evaluate"](whole, key)
+
+
+def _tune(study: Study, key: str, item: Tuned, folder: Path) -> Guided:
+    """The best settings of the trials; equal on all ranks, since all read the same values."""
+    assert study.tuning is not None
+    effort, better = study.tuning, named(study.tuning.metric).better
+    points, parts = Points(study, item.data, folder / "points"), list[tuple[dict[str, Any], Path]]()
+    common = {"study": study.study, "configuration": key, "method": item.method, "axis": "trial"}
+
+    def loss(guided: Guided) -> float:
+        columns = common | {"block": effort.seeds, "axis_value": len(parts) + 1}
+        pair = study_pair(study, guided, distributed.device())
+        part = points.measure(pair, effort.seeds, columns, f"{key} trial {len(parts) + 1} of {effort.trials}")
+        parts.append((columns, part))
+        distributed.barrier()  # until it is written
+        rows = read_rows(part)
+        return -better * float(rows.loc[rows["metric"] == effort.metric, "value"].iloc[0])
+
+    tried = search(loss, item.at, len(item.over), effort.trials)
+    if distributed.rank() == 0:
+        gather_rows(parts, folder / TRIALS)
+    best, value = min(tried, key=lambda trial: trial[1])
+    distributed.print0(f"{key}: {effort.metric} {abs(value):.4g} at {_brief(item, best)}, of {len(tried)} trials")
+    return best
+
+
+def _brief(item: Tuned, guided: Guided) -> str:
+    values = {"guidance": guided.guidance} | guided.guide_degradations
+    return ", ".join(f"{name} {values[name]}" for name in item.over)
