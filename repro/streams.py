@@ -1,5 +1,6 @@
 """Random numbers that depend on what they are for, never on who drew what before: counters, and a stream per seed."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from metrics.errors import InputError
 
 
 def mix(*keys: int | NDArray[Any]) -> NDArray[np.uint64]:
@@ -58,3 +61,14 @@ class SeedStreams:
         if size[0] != len(self.generators):
             raise ValueError(f"size[0] is {size[0]}, expected one per seed: {len(self.generators)}")
         return torch.stack([draw(size=size[1:], generator=g, device=self.device, **options) for g in self.generators])
+
+
+def parse_seeds(block: str) -> range:
+    """`first-last` (inclusive) or a single seed -> range."""
+    match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", str(block))
+    if not match:
+        raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not first <= last < first + 10**7:
+        raise InputError(f"seeds '{block}': the last seed comes before the first, or ten million after it")
+    return range(first, last + 1)

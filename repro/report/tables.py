@@ -87,17 +87,17 @@ def sensitivity_view(rows: pd.DataFrame) -> View:
 
 
 def tuning_view(rows: pd.DataFrame) -> View:
-    """What was found for each configuration, of rows of one metric (`measures.trials`)."""
-    known = metric(rows["metric"].iloc[0])
+    """What was found for each configuration, of rows of the metric that was optimised (`measures.trials`)."""
     settings = [name for name in ("guidance", "guide_degradations") if rows[name].notna().any()]
     columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
-    columns += [Column(known.label + known.arrow), *map(Column, ("trials", "images each", "seeds"))]
+    columns += [Column("optimised", numeric=False), *map(Column, ("value", "trials", "images each", "seeds"))]
     labels, lines = _labels(rows, ["method"]), []
     for key, group in rows.groupby("configuration", sort=False):
+        known = metric(group["metric"].iloc[0])
         best = group.iloc[int((known.better * group["value"]).argmax())]
-        counts = Cell(f"{len(group)}"), Cell(f"{best['num_images']}"), Cell(best["block"])
-        value = _number(best["value"], f".{known.decimals}f")
-        lines.append([Cell(labels[key]), *(_setting(best[name]) for name in settings), value, *counts])
+        value, counts = _number(best["value"], f".{known.decimals}f"), (f"{len(group)}", f"{best['num_images']}")
+        found = [Cell(labels[key]), *(_setting(best[name]) for name in settings)]
+        lines.append([*found, Cell(known.label + known.arrow), value, *map(Cell, counts), Cell(best["block"])])
     return View(columns, lines)
 
 

@@ -32,7 +32,7 @@ CAPTIONS = {
     "images": "Generated images against the reference, mean ± standard deviation over seed blocks; N: seed blocks × "
     "images in each. The best value of each column is marked.",
     "tuning": "Settings found for each method with the same number of trials, of the same images each, on seeds that "
-    "nothing else is measured on; trials.csv of out/STUDY/tuning/ID holds every one.",
+    "nothing else is measured on; the CSV holds every trial.",
     "sensitivity": "Sensitivity to guidance weight and EMA lengths; the best value of each curve is marked.",
 }
 
@@ -92,6 +92,7 @@ def study_tables(study: Study) -> list[Table]:
     title, judges = "Measured and published", "published values"
     places = [item.table for item in study.published.values()] + [item.table for item in study.waived.values()]
     toy = Table("toy", "2D example", CAPTIONS["toy"], tables.configurations_view)
+    tuning = Table("tuning", "Tuning", CAPTIONS["tuning"], tables.tuning_view)
     sensitivity = Table("sensitivity", "Sensitivity", CAPTIONS["sensitivity"], tables.sensitivity_view)
     return [
         *(Table(name, title, CAPTIONS["published"], tables.published_view, judges) for name in dict.fromkeys(places)),
@@ -101,7 +102,7 @@ def study_tables(study: Study) -> list[Table]:
             Table(data, f"Generated images: {data}", CAPTIONS["images"], tables.configurations_view)
             for data in measures.generated(study)
         ),
-        *([Table("tuning", "Tuning", CAPTIONS["tuning"], tables.tuning_view)] if study.tuned else []),
+        *([tuning] if study.tuned or any(toy.tuned for toy in study.toy.values()) else []),
         *([sensitivity] if study.sweeps else []),
     ]
 

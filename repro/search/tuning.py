@@ -1,17 +1,8 @@
-"""Settings found with the same effort for every method: so many trials on the same seeds, of which no result is made.
+"""The stage `tune`: settings that are found at equal effort (`repro.trials`), and images that are made with them."""
 
-A method whose weight was looked for longer than another's would win by that. The trials are those of DIRECT (Jones et
-al. 1993, as `scipy.optimize.direct` has it), which divides the ranges where the values are good or few, draws no random
-numbers and needs no settings.
-"""
-
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from scipy.optimize import direct
+from typing import Any
 
 from metrics import distributed
 from metrics.names import named
@@ -21,32 +12,7 @@ from repro.pipeline.points import Points
 from repro.pipeline.stages import STAGES, stage, study_pair
 from repro.rows import TRIALS, gather_rows, read_rows
 from repro.study import Generate, Study, Tuned
-
-Settings = TypeVar("Settings")
-
-
-def search(
-    value: Callable[[Settings], float], at: Callable[[Sequence[float]], Settings], dim: int, trials: int
-) -> list[tuple[Settings, float]]:
-    """The first `trials` different settings that DIRECT tries for the least `value`, in order, with their values.
-
-    `at` gives the settings at a place of the unit cube of `dim` sides. Fewer where there are not so many.
-    """
-    tried: list[tuple[Settings, float]] = []
-
-    def ask(place: Sequence[float]) -> float:
-        settings = at(place)
-        for other, known in tried:
-            if other == settings:
-                return known
-        if len(tried) == trials:
-            raise StopIteration
-        tried.append((settings, value(settings)))
-        return tried[-1][1]
-
-    with suppress(StopIteration):
-        direct(ask, [(0.0, 1.0)] * dim, maxfun=100 * trials, maxiter=100 * trials, vol_tol=0)
-    return tried
+from repro.trials import search
 
 
 @stage("tuned", "tuning", "tune")

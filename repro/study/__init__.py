@@ -1,5 +1,6 @@
 """Studies: what one pipeline run is asked for."""
 
+from repro.streams import parse_seeds
 from repro.study.files import PARAMS, STUDIES, available, load, named, new, purpose, study_path, use
 from repro.study.schema import (
     OUT,
@@ -13,13 +14,11 @@ from repro.study.schema import (
     Study,
     Sweep,
     Tuned,
-    Tuning,
     Waived,
     known,
-    parse_seeds,
 )
 
 __all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "new", "parse_seeds", "purpose"]
 __all__ += ["study_path", "use"]
 __all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Published", "Study", "Sweep"]
-__all__ += ["Tuned", "Tuning", "Waived"]
+__all__ += ["Tuned", "Waived"]

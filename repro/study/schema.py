@@ -12,12 +12,13 @@ from metrics.measure import METRICS, Options, value_names
 from metrics.names import named
 from repro import snapshots
 from repro.data.kinds import KINDS, Kind
-from repro.degradations import DEGRADATIONS
 from repro.guidance import Guided
 from repro.sampling.pairs import Configuration, Sharding, Solver
+from repro.streams import parse_seeds
 from repro.strict import build, inline, located, positive, within
 from repro.toy.settings import ToySettings
 from repro.training.config import MI, TrainingConfig
+from repro.trials import Tuning, check_ranges, settings_at
 
 OUT = Path("out")
 ID = r"[a-z0-9][a-z0-9_-]{0,99}"
@@ -178,24 +179,6 @@ class Generate:
         return sorted({seed for block in self.seeds for seed in parse_seeds(block)})
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """The effort that every entry of `tuned` gets, the same for all."""
-
-    #: Seed block of every trial; no part of what is reported.
-    seeds: str
-    #: Different settings that are tried.
-    trials: int
-    #: Full name of what is optimised, see `metrics.names`.
-    metric: str
-
-    def __post_init__(self) -> None:
-        parse_seeds(self.seeds)
-        within(self, 1, 1000, "trials")
-        if not named(self.metric).better:
-            raise InputError(f"metric '{self.metric}': no direction is better, so nothing can be optimised")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Generate):
     """A configuration whose settings are looked for first (stage `tune`), as `tuning` says, then measured."""
@@ -205,36 +188,11 @@ class Tuned(Generate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.over:
-            raise InputError("over is empty, expected what to look for, such as guidance: [1.1, 4]")
-        for name, (least, greatest) in self.over.items():
-            if name not in (known := ("guidance", *self.guided.guide_degradations)):
-                raise InputError(f"over: '{name}' is no setting of the guide{nearest(name, known)}")
-            if not self.floor(name) < least < greatest < float("inf"):
-                expected = f"{self.floor(name):g} < least < greatest"
-                raise InputError(f"over.{name} is [{least:g}, {greatest:g}], expected {expected}")
-        with located("over"):
-            for place in (0.0, 1.0):
-                self.at([place] * len(self.over))
-
-    @staticmethod
-    def floor(name: str) -> float:
-        """The value at which a setting does nothing: what is looked for lies above it."""
-        return 1.0 if name == "guidance" else 0.0
+        check_ranges(self.over, self.guided)
 
     def at(self, place: Sequence[float]) -> Guided:
-        """The guided network at a place of the unit cube, in whose sides settings grow as their distance from `floor`
-        does in proportion, rounded to 3 digits."""
-        found = dict(self.guided.guide_degradations)
-        guidance = self.guided.guidance
-        for (name, (least, greatest)), u in zip(self.over.items(), place, strict=True):
-            floor = self.floor(name)
-            value = float(f"{floor + (least - floor) * ((greatest - floor) / (least - floor)) ** u:.3g}")
-            if name == "guidance":
-                guidance = value
-            else:
-                found[name] = DEGRADATIONS[name].at(found[name], value)
-        return replace(self.guided, guidance=guidance, guide_degradations=found)
+        """The guided network at a place of the unit cube, see `settings_at`."""
+        return settings_at(self.over, self.guided, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,7 +455,7 @@ class Study:
     @property
     def configurations(self) -> set[str]:
         """Ids of everything that a claim can be about."""
-        return {*self.sampled, *(f"{key}-{method}" for key in self.toy for method in ToySettings.METHODS)}
+        return {*self.sampled, *(f"{key}-{method}" for key, toy in self.toy.items() for method in toy.methods)}
 
     @property
     def out(self) -> Path:
@@ -513,14 +471,3 @@ def known(where: str, value: str, names: Iterable[str]) -> None:
     """Raise InputError unless `value` is one of `names`."""
     if value not in names:
         raise InputError(f"{where}: '{value}' is not defined{nearest(value, names)}")
-
-
-def parse_seeds(block: str) -> range:
-    """`first-last` (inclusive) or a single seed -> range."""
-    match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", str(block))
-    if not match:
-        raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
-    first, last = int(match[1]), int(match[2] or match[1])
-    if not first <= last < first + 10**7:
-        raise InputError(f"seeds '{block}': the last seed comes before the first, or ten million after it")
-    return range(first, last + 1)

@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from repro.numerics import numerics
 from repro.rows import (
     MEASURES,
     REPLICATES,
+    TRIALS,
     WHOLE,
     Replicate,
     Row,
@@ -24,9 +26,10 @@ from repro.rows import (
 from repro.strict import facts
 from repro.toy.metrics import contour_level, measure, measure_without
 from repro.toy.mixture import Mixture, fractal
-from repro.toy.sampling import draw, methods
+from repro.toy.sampling import Method, draw, methods
 from repro.toy.settings import TRUE_SEED, ToySettings
 from repro.toy.training import train
+from repro.toy.tuning import best, tune
 
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
 FIGURES = ("figures/toy-figure1", "figures/toy-figure2")
@@ -38,35 +41,43 @@ ROLES = ("main", "guide", "unconditional")
 def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     """Train the networks, sample by every method, measure, draw; returns the table's path.
 
-    Writes networks/*.safetensors, measures.csv (one row per method, sampling seed and measure), replicates.csv (the
-    same of all seeds together, with each of some groups of points left out), figures/*.png and *.svg
-    and settings.json into `folder`. A complete folder of the same settings is left as it is, networks of the same
-    settings are used again, and an interrupted training goes on from its checkpoint. `study` is the study's name and
-    `key` the id in it; a method's configuration is called `KEY-METHOD`.
+    Writes networks/*.safetensors, trials.csv where something is tuned, measures.csv (one row per method, sampling seed
+    and measure), replicates.csv (the same of all seeds together, with each of some groups of points left out),
+    figures/*.png and *.svg and settings.json into `folder`. A complete folder of the same settings is left as it is,
+    networks of the same settings are used again, and an interrupted training goes on from its checkpoint. `study` is
+    the study's name and `key` the id in it; a method's configuration is called `KEY-METHOD`.
     """
     record, made = facts(settings) | numerics("toy"), folder / SETTINGS
-    outputs = [folder / MEASURES, folder / REPLICATES, *(network_path(folder, role) for role in ROLES)]
+    wanted = {role: getattr(settings, role) for role in ROLES}
+    wanted |= {name: item.network for name, item in settings.tuned.items() if item.network}
+    outputs = [folder / MEASURES, folder / REPLICATES, *(network_path(folder, name) for name in wanted)]
+    outputs += [folder / TRIALS] if settings.tuned else []
     outputs += [folder / f"{name}.{suffix}" for name in FIGURES if settings.figures for suffix in ("png", "svg")]
     if made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs):
         return folder / MEASURES
     made.unlink(missing_ok=True)
     networks = {
-        role: train(network_path(folder, role), getattr(settings, role), settings.training, settings.checkpoint_every)
-        for role in ROLES
+        name: train(network_path(folder, name), network, settings.training, settings.checkpoint_every)
+        for name, network in wanted.items()
     }
-    mixture, compared = fractal(settings.main.classes), methods(settings, networks)
+    mixture, paper = fractal(settings.main.classes), methods(settings, networks)
     level = contour_level(mixture.log_density(mixture.sample(settings.num_true, _generator(TRUE_SEED))))
     common: dict[str, Any] = {"study": study, "num_images": settings.num_samples}
     common |= {"training_seed": settings.training.seed} | provenance(torch.device("cpu"))
+    tuned = tune(settings, networks, partial(_optimised, settings, mixture, level))
+    _write_trials(folder / TRIALS, settings, tuned, common, key)
+    compared = [*paper, *(best(trials, settings.tuning.metric) for trials in tuned.values() if settings.tuning)]
+    worse = {m.name: m.worse for m in compared}
     rows, panels, kept = list[Row](), dict[str, torch.Tensor](), dict[str, list[torch.Tensor]]()
     for seed in settings.sampling_seeds:
         true, fresh = (mixture.sample(settings.num_samples, _generator(s)) for s in (seed, TRUE_SEED + 1 + seed))
         samples = {"true": (1.0, fresh)} | {m.name: (m.guidance, draw(m, settings, seed)) for m in compared}
-        panels = panels or {"Ground truth": true} | {m.title: samples[m.name][1] for m in compared}
+        panels = panels or {"Ground truth": true} | {m.title: samples[m.name][1] for m in paper}
         kept.setdefault("", []).append(true)
         for name, (weight, points) in samples.items():
             kept.setdefault(name, []).append(points)
             of = common | {"configuration": f"{key}-{name}", "method": name, "block": str(seed)}
+            of |= {"guide_degradations": worse.get(name, "")}
             values = measure(mixture, points, true, level, settings.num_directions).items()
             rows += [Row(metric=metric, value=value, guidance=weight, **of) for metric, value in values]
     write_rows(folder / MEASURES, rows)
@@ -76,13 +87,41 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
         from repro import drawing
         from repro.toy import figures
 
-        closeup = figures.draw_closeup(
-            settings, mixture, networks["main"], [m for m in compared if m.guide is not None]
-        )
+        closeup = figures.draw_closeup(settings, mixture, networks["main"], [m for m in paper if m.guide is not None])
         for name, figure in zip(FIGURES, (figures.draw_overview(level, panels), closeup), strict=True):
             drawing.save(figure, folder / name, figures.STYLE, dpi=250, lay_out_once=False)
     write_json(made, record)
     return folder / MEASURES
+
+
+def _optimised(settings: ToySettings, mixture: Mixture, level: float, method: Method, seed: int) -> float:
+    """What tuning optimises, of samples of a seed."""
+    assert settings.tuning is not None
+    true = mixture.sample(settings.num_samples, _generator(seed))
+    values = measure(mixture, draw(method, settings, seed), true, level, settings.num_directions)
+    return values[settings.tuning.metric]
+
+
+def _write_trials(
+    path: Path, settings: ToySettings, tuned: Mapping[str, list[tuple[Method, float]]], common: dict[str, Any], key: str
+) -> None:
+    """Every trial as a row, where something is tuned."""
+    if settings.tuning:
+        of = common | {"metric": settings.tuning.metric, "block": settings.tuning.seeds, "axis": "trial"}
+        rows = [
+            Row(
+                **of,
+                configuration=f"{key}-{m.name}",
+                method=m.name,
+                value=value,
+                axis_value=place,
+                guidance=m.guidance,
+                guide_degradations=m.worse,
+            )
+            for trials in tuned.values()
+            for place, (m, value) in enumerate(trials, 1)
+        ]
+        write_rows(path, rows)
 
 
 def _replicates(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repro.degradations import Truncated
+from repro.degradations import Degraded, Truncated, seed_degradations
 from repro.networks import Denoiser
 from repro.sampler import sample
+from repro.streams import SeedStreams
 from repro.toy.model import ToyNetwork
 from repro.toy.settings import ToySettings
 
@@ -21,6 +22,8 @@ class Method:
     guidance: float
     network: Denoiser
     guide: Denoiser | None = None
+    #: What makes the guide worse, as rows say it.
+    worse: str = ""
 
 
 def methods(settings: ToySettings, networks: dict[str, ToyNetwork]) -> list[Method]:
@@ -35,7 +38,13 @@ def methods(settings: ToySettings, networks: dict[str, ToyNetwork]) -> list[Meth
 
 
 def draw(method: Method, settings: ToySettings, seed: int) -> Tensor:
-    """Samples [num_samples, 2] float32; the methods start from the same noise."""
+    """Samples [num_samples, 2] float32; the methods start from the same noise.
+
+    What a guide draws comes from a stream per point.
+    """
+    if isinstance(method.guide, Degraded):
+        first = seed * settings.num_samples
+        seed_degradations(method.guide, SeedStreams("cpu", range(first, first + settings.num_samples)))
     noise = torch.randn([settings.num_samples, 2], generator=torch.Generator().manual_seed(seed))
     return solve(method, settings, noise, settings.sigma_max)
 

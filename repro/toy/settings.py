@@ -1,9 +1,14 @@
 """Settings of the 2D example; the defaults are the paper's (arXiv:2406.02507 appendix C)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from metrics.files import InputError
-from repro.strict import finite, positive, within
+from metrics.files import InputError, nearest
+from repro.degradations import Strength
+from repro.guidance import Guided
+from repro.streams import parse_seeds
+from repro.strict import finite, located, positive, within
+from repro.toy.metrics import NAMES
+from repro.trials import Tuning, check_ranges
 
 TRUE_SEED = 2**31  # first seed of true points; all others stay below (streams repeat at 2^32)
 LAST_SEED = TRUE_SEED - 2
@@ -54,6 +59,30 @@ class ToyTrainingSettings:
 
 
 @dataclass(frozen=True)
+class ToyTuned:
+    """A method beside the paper's, whose settings are looked for before it is measured."""
+
+    #: What is looked for -> least and greatest: `guidance`, and degradations of the guide, by name.
+    over: dict[str, tuple[float, float]]
+    #: The guide; None: the main network.
+    network: ToyNetworkSettings | None = None
+    #: What makes the guide worse: of what there is, `input_noise` applies to points.
+    guide_degradations: dict[str, Strength] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_ranges(self.over, self.guided)
+        if self.network is None and not self.guide_degradations:
+            raise InputError("expected a network, or guide_degradations of the main one")
+        if others := self.guide_degradations.keys() - {"input_noise"}:
+            raise InputError(f"degradation '{min(others)}' is not for points; expected input_noise")
+
+    @property
+    def guided(self) -> Guided:
+        """With the settings before any are looked for."""
+        return Guided("main", "guide", guide_degradations=self.guide_degradations)
+
+
+@dataclass(frozen=True)
 class ToySettings:
     """One run of the 2D example."""
 
@@ -68,6 +97,10 @@ class ToySettings:
     unconditional: ToyNetworkSettings = ToyNetworkSettings("AB", width=32, iterations=512)
     #: Iterations between checkpoints; decides no result.
     checkpoint_every: int = 512
+
+    #: Further methods by name, and the effort of looking for their settings; `seeds` is one sampling seed.
+    tuned: dict[str, ToyTuned] = field(default_factory=dict)
+    tuning: Tuning | None = None
 
     #: Guidance weight w, as is `cfg`.
     autoguidance: float = 3.0
@@ -100,3 +133,24 @@ class ToySettings:
             raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
         if not self.sampling_seeds or len(set(self.sampling_seeds)) < len(self.sampling_seeds):
             raise InputError(f"sampling_seeds is {list(self.sampling_seeds)}, expected distinct seeds, at least one")
+        if taken := self.tuned.keys() & {*self.METHODS}:
+            raise InputError(f"tuned.{min(taken)}: is a method of the paper's; choose another name")
+        if self.tuned:
+            self._check_tuning()
+
+    def _check_tuning(self) -> None:
+        if self.tuning is None:
+            raise InputError("missing key tuning: tuned needs seeds, trials and metric")
+        with located("tuning"):
+            if self.tuning.metric not in NAMES:
+                raise InputError(
+                    f"metric '{self.tuning.metric}' is not measured here{nearest(self.tuning.metric, NAMES)}"
+                )
+            seeds = parse_seeds(self.tuning.seeds)
+            if len(seeds) > 1 or seeds[0] > LAST_SEED or seeds[0] in self.sampling_seeds:
+                raise InputError(f"seeds is {self.tuning.seeds}, expected one seed that is none of sampling_seeds")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of everything that is measured."""
+        return (*self.METHODS, *self.tuned)

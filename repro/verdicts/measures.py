@@ -23,7 +23,6 @@ from repro.rows import (
 )
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
-from repro.toy.settings import ToySettings
 
 STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
 SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
@@ -54,19 +53,16 @@ def result_file(study: Study, entry: str) -> Path:
     return study.out / "results" / entry / MEASURES
 
 
-def trials_file(study: Study, entry: str) -> Path:
-    """Where the stage `tune` leaves what it tried for an entry."""
-    return study.out / "tuning" / entry / TRIALS
-
-
 def trials(study: Study) -> pd.DataFrame:
-    """Rows of every trial of what the study tunes, in the metric that is optimised; columns `repro.rows.COLUMNS`.
+    """Rows of every trial of what the study tunes, each in the metric that is optimised; columns as in `Row`.
 
     Raises InputError for a file that is no table of measures.
     """
-    frames = [read_rows(path) for key in study.tuned if (path := trials_file(study, key)).exists()]
-    found = pd.concat([pd.DataFrame(columns=COLUMNS), *frames], ignore_index=True)
-    return found[found["metric"] == study.tuning.metric] if study.tuning else found
+    paths = {study.out / "tuning" / key / TRIALS: study.tuning for key in study.tuned}
+    paths |= {result_file(study, key).with_name(TRIALS): toy.tuning for key, toy in study.toy.items()}
+    frames = [(read_rows(path), tuning.metric) for path, tuning in paths.items() if tuning and path.exists()]
+    columns = pd.DataFrame(columns=COLUMNS)
+    return pd.concat([columns, *(rows[rows["metric"] == metric] for rows, metric in frames)], ignore_index=True)
 
 
 def read(study: Study) -> pd.DataFrame:
@@ -157,7 +153,7 @@ def _planned(study: Study) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Id, number of seed blocks, and what a summary says of every configuration and place on a curve before it is
     measured, in the study's order."""
     for key, toy in study.toy.items():
-        for method in ToySettings.METHODS:
+        for method in toy.methods:
             yield key, len(toy.sampling_seeds), {"section": "toy", "configuration": f"{key}-{method}", "method": method}
     for key, item in study.sampled.items():
         row = {"section": "generate", "configuration": key, "method": item.method}

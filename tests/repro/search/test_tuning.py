@@ -163,5 +163,5 @@ def test_report_shows_what_was_found(here: Path, golden: Path) -> None:
     table = (folder / "tuning.md").read_text()
     best = measures.trials(asked).sort_values("value").iloc[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert ["tuned", f"{best['guidance']:g}", f"{best['value']:.3f}", "4", "8", "1000-1007"] in lines
+    assert ["tuned", f"{best['guidance']:g}", "FD_digits ↓", f"{best['value']:.3f}", "4", "8", "1000-1007"] in lines
     assert "tuned" in (folder / "digits.md").read_text()
