@@ -66,8 +66,8 @@ def not_possible(out: Path, missing: set[str]) -> bool:
 
 def _measures(out: Path, study: Study) -> None:
     """Every configuration and every point of every curve has a finite value per block and detector."""
-    for key in [*study.generate, *study.sweeps]:
-        item: Any = study.generate.get(key) or study.sweeps[key]
+    for key in [*study.sampled, *study.sweeps]:
+        item: Any = study.sampled.get(key) or study.sweeps[key]
         values = item.values if key in study.sweeps else [None]
         found = pd.read_csv(out / "results" / key / MEASURES)
         expect(len(found) == len(values) * len(item.seeds) * len(MEANINGLESS), f"{key}: {len(found)} rows of measures")

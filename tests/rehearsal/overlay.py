@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.rehearsal.fixtures import HUB
-from tests.rehearsal.standin import DIMS
+from tests.rehearsal.standin import DIMS, DISTANCES
 
 DETECTORS = dict(zip(DIMS, ("fid", "fd_dinov2"), strict=True))
 BLOCKS = ["0-7", "8-15", "16-23"]  # of one batch, since batches are always sampled whole
@@ -15,7 +15,9 @@ ALLOWED = (
     r"sources|hub|plugins",
     r"evaluate\.detectors",
     r"data\.[^.]+\.settings\.detectors\.[^.]+",
-    r"(generate|sweeps)\.[^.]+\.seeds",
+    r"(generate|tuned|sweeps)\.[^.]+\.seeds",
+    r"tuning\.(seeds|metric)",
+    r"tuned\.[^.]+\.guide_degradations\.sliding_window",
 )
 
 
@@ -28,6 +30,12 @@ def overlay(study: dict[str, Any], base: str) -> dict[str, Any]:
         data["settings"]["detectors"] = dict(DETECTORS)
     for configuration in found["generate"].values():
         configuration["seeds"] = BLOCKS[: len(configuration["seeds"])]
+    for tuned in found["tuned"].values():
+        tuned["seeds"] = BLOCKS[:1]
+        if "sliding_window" in tuned.get("guide_degradations", {}):
+            tuned["guide_degradations"]["sliding_window"] = [4, 2]  # of images of 8
+    if found["tuned"]:
+        found["tuning"] |= {"seeds": CURVE_BLOCKS[0], "metric": DISTANCES["stand-in-inception"]}
     for number, sweep in enumerate(found["sweeps"].values()):
         several = number == 0  # one curve with a band is enough: every point of every block is a batch of its own
         sweep["seeds"] = CURVE_BLOCKS[: len(sweep["seeds"]) if several else 1]

@@ -41,4 +41,4 @@ class StandIn:
 
 
 for _name, _distance in DISTANCES.items():
-    register(_name, partial(StandIn, _name), _distance, distance_name=Name(_distance.replace("_", " "), 0))
+    register(_name, partial(StandIn, _name), _distance, distance_name=Name(_distance.replace("_", " "), -1))

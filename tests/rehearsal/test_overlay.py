@@ -25,11 +25,16 @@ def test_only_what_may_differ_does(name: str) -> None:
     study, rehearsed = raw(name), overlay(raw(name), BASE)
     assert forbidden(study, rehearsed) == []
     assert build(Study, rehearsed).sources == [BASE]
-    for section in ("generate", "sweeps"):
+    for section in ("generate", "tuned", "sweeps"):
         for key, item in study[section].items():
             seeds = rehearsed[section][key].pop("seeds")
             assert 1 <= len(seeds) <= len(item.pop("seeds"))
             assert sum(len(parse_seeds(block)) for block in seeds) <= 32
+    if study["tuned"]:
+        for raws in (study, rehearsed):
+            raws["tuning"].pop("metric")
+            raws["tuned"]["bad512-window"].pop("guide_degradations")
+        assert len(parse_seeds(rehearsed["tuning"].pop("seeds"))) < len(parse_seeds(study["tuning"].pop("seeds")))
     for where in study.keys() - {"evaluate", "data"}:
         assert rehearsed[where] == study[where]
 
