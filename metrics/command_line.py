@@ -13,22 +13,30 @@ from typing import Any
 
 import click
 
-from metrics.files import InputError, explained, on_one_line, write_text
+from metrics.files import InputError, explained, folder_lock, on_one_line, write_text
+from metrics.results import version
 
 #: By which a CSV, at its beginning, and a JSON file are known as results of the command line.
 CSV, JSON = b"metric,detector,subset,num_images,value,error,error_kind,", b'"versions": "autoguidance-repro '
+#: Exit code where something that was asked for is missing and the rest is there.
+INCOMPLETE = 3
+
+#: Of both command lines.
+show_version = click.version_option(version(), prog_name="autoguidance-repro", message="%(prog)s %(version)s")
 
 
 def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns its exit code: 0, or 2 for bad input, 70 for a fault of ours, 130 when interrupted.
+    """Run a command line; returns its exit code: 0, or what the command returns, such as INCOMPLETE.
+
+    Else it is 2 for bad input, 70 for a fault of ours, 130 when interrupted.
 
     SIGTERM ends work in the same orderly way as Ctrl-C, so that temporary files and child processes go.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _again
     try:
-        cli.main(arguments, program, standalone_mode=False)
-        return 0
+        code = cli.main(arguments, program, standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
         code, said = 130, "stopped; what is finished is kept, and the same command goes on from there"
     except click.ClickException as err:
@@ -53,11 +61,18 @@ def _again(lost: Any) -> None:
         sys.__unraisablehook__(lost)
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Sequence[str], force: bool, text: bool = True) -> None:
+def check_outputs(
+    outputs: Iterable[Path | None],
+    inputs: Sequence[str],
+    force: bool,
+    text: bool = True,
+    appended: Path | None = None,
+) -> None:
     """Find out before the work that its results can be written, and that nothing is lost by it.
 
     Texts may go to `-`, a pipe or a character device, which are written to. Whatever else is there is replaced if it
-    is a result of ours, or with `force`; never if it is one of the `inputs` or a link. Raises InputError.
+    is a result of ours, or with `force`; never if it is one of the `inputs` or a link. `appended` is not replaced but
+    added to: see `check_append`. Raises InputError.
     """
     given = [path for path in outputs if path]
     for a, b in itertools.combinations(given, 2):
@@ -66,7 +81,7 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Sequence[str], force: 
     for path in given:
         with explained(f"{path}: cannot be written"):
             if not (text and _is_stream(path)):
-                _check_file(path, inputs, force)
+                _check_file(path, inputs, force or path == appended)
 
 
 def _check_file(path: Path, inputs: Sequence[str], force: bool) -> None:
@@ -98,6 +113,32 @@ def _is_ours(path: Path) -> bool:
 def _is_stream(path: Path) -> bool:
     mode = path.stat().st_mode if path.exists() else 0
     return str(path) == "-" or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def check_append(path: Path, columns: Sequence[str]) -> None:
+    """Find out before the work that rows can be added to a CSV, if it is there; raises InputError."""
+    if _is_stream(path) or not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        found = file.readline(2**16).rstrip("\r\n").split(",")
+    if found != [*columns]:
+        strange = sorted({*found} ^ {*columns}) or ["their order"]
+        raise InputError(
+            f"{path}: has other columns ({', '.join(strange[:4])}), so nothing can be added; name a new file"
+        )
+
+
+def append(path: Path, text: str) -> None:
+    """Add the rows of a CSV to one that `check_append` found to have its columns, or make it; whole or not at all."""
+    if _is_stream(path):
+        return deliver(path, text)
+    with folder_lock(path.with_name(f".{path.name}")):  # of several that add to it, none is lost
+        if path.exists():
+            header, _, rows = text.partition("\n")
+            check_append(path, header.split(","))
+            before = path.read_text(encoding="utf-8")
+            text = before + ("" if before.endswith("\n") else "\n") + rows
+        write_text(path, text)
 
 
 def deliver(path: Path, text: str) -> None:

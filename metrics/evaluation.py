@@ -6,25 +6,26 @@ evaluator.add(batch)                                                  # uint8 [N
 values = {m.metric: m.value for m in evaluator.result()}
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from metrics import distributed, features, images, references
+from metrics import distributed, features, images, references, sizes
 from metrics.detectors import Detector, load
 from metrics.files import InputError, sha256_file
-from metrics.frechet import frechet_distance, paired_difference
-from metrics.measure import Options, cautions, check_reference, measure
+from metrics.frechet import check_paired, frechet_distance, paired_difference
+from metrics.measure import Options, cautions, check_reference, measure, said
 from metrics.names import space
 from metrics.references import Reference
-from metrics.results import Measurement, Results, environment
-from metrics.statistics import ESSENTIAL, check_tags
+from metrics.results import Failure, Measurement, Results, environment, version
+from metrics.sides import Side, plan
+from metrics.statistics import ESSENTIAL
 
 #: What holds one image set.
 Paths = str | Path | Sequence[str]
@@ -55,42 +56,54 @@ class Extractor:
         device = self.device or str(distributed.device())
         return {x: load(x, self.weights.get(x), device, **self.settings.get(x, {})) for x in self.names}
 
-    def read(
-        self, source: Paths, num: int | None = None, seed: int | None = None, target: Reference | None = None
-    ) -> Reference:
-        """Features of an image set (anything `open_images` reads, or a list of such) or of a feature file.
+    def open(self, source: Paths, num: int | None = None, seed: int | None = None) -> Side:
+        """An image set (anything `open_images` reads, or a list of such) or a feature file, with no image decoded.
 
-        Takes `num` images, at random when a seed is given, else the first in sorted order. A reference `target` that
-        was made otherwise than these detectors work is refused before images are read.
+        Takes `num` images, at random when a seed is given, else the first in sorted order; of features, which need no
+        image for it, the same ones.
         """
         paths = _listed(source)
         name = ", ".join(paths)
-        if len(paths) == 1 and references.holds_features(Path(name)):
-            if num is not None:
-                raise InputError(f"{name}: a subset is chosen when features are extracted, not from a feature file")
-            return Reference(name, sha256_file(name), features=features.load(name)).check(self.names)
-        if target is not None:
-            for key, detector in self.detectors.items():
-                check_tags({**detector.tags, "source": "the images"}, target.require(key).tags)
-        whole = images.open_images(paths, self.skip_bad)
-        opened = whole if num is None else whole.subset(num, seed)
-        found = features.extract(opened, self.detectors, self.cache, self.batch_size, self.num_workers)
-        tagged = {key: replace(x, tags={**x.tags, "source": name}) for key, x in found.items()}
-        return Reference(name, opened.digest, features=tagged, warnings=opened.warnings)
+        if len(paths) != 1 or not references.holds_features(Path(name)):
+            whole = images.open_images(paths, self.skip_bad)
+            return Side(name, whole if num is None else whole.subset(num, seed))
+        kept, notes = features.load(name), list[str]()
+        if num is not None:
+            rows, notes = images.choose(name, next(iter(kept.values())).num_images, num, seed)
+            kept = {key: x.subset(rows) for key, x in kept.items()}
+        found = Reference(name, sha256_file(name), features=kept, warnings=notes)
+        return Side(name, kept=found.check(self.names))
 
-    def reference(self, source: Paths | Reference, options: Options | None = None) -> Reference:
-        """A reference from a statistics file, a registered name, a feature file, or images; one at hand as it is.
-
-        Raises InputError when it cannot give what the options ask of these detectors.
-        """
+    def open_reference(self, source: Paths | Reference) -> Side:
+        """A statistics file, a registered name, a feature file, or images; or a reference at hand."""
         if not isinstance(source, Reference):
             paths = _listed(source)
-            source = (references.load(paths[0]) if len(paths) == 1 else None) or self.read(source)
-        return check_reference(source, self.names, options or Options())
+            found = references.load(paths[0]) if len(paths) == 1 else None
+            if found is None:
+                return self.open(source)
+            source = found
+        return Side(source.source, kept=source.check(self.names))
+
+    def extract(self, side: Side) -> Reference:
+        """Its features, or what is kept of them."""
+        if side.images is None:
+            assert side.kept is not None
+            return side.kept
+        found = features.extract(side.images, self.detectors, self.cache, self.batch_size, self.num_workers)
+        tagged = {key: replace(x, tags={**x.tags, "source": side.name}) for key, x in found.items()}
+        return Reference(side.name, side.images.digest, features=tagged, warnings=side.images.warnings)
+
+    def read(self, source: Paths, num: int | None = None, seed: int | None = None) -> Reference:
+        """Features of what `open` opens."""
+        return self.extract(self.open(source, num, seed))
+
+    def reference(self, source: Paths | Reference, options: Options | None = None) -> Reference:
+        """What `open_reference` opens, read; InputError when it cannot give what the options ask of these detectors."""
+        return check_reference(self.extract(self.open_reference(source)), self.names, options or Options())
 
 
 def _listed(source: Paths) -> list[str]:
-    return [str(source)] if isinstance(source, str | Path) else list(source)
+    return [str(source)] if isinstance(source, str | Path) else [str(path) for path in source]
 
 
 def evaluate(
@@ -104,30 +117,89 @@ def evaluate(
     extractor: Extractor | None = None,
     options: Options | None = None,
 ) -> Results:
-    """Measure one image set; the reference is read first, so that a wrong one costs no time.
+    """Measure one image set.
 
-    Every process must call this; the first gets the values, the others empty results.
+    What cannot be measured is found before an image is decoded. Every process must call this; the first gets the
+    values, the others empty results.
 
     Args:
-        images: folder, zip, tar, npz, or a file of features; or a list of such.
+        images: folder, zip, tar, npz, or a file of features; or a list of such, measured as one set.
         reference: the same, a statistics file, or a registered name such as img512.
-        detectors: names of `metrics.detectors.DETECTORS`; or an `extractor` of them with weights, device, cache.
-        metrics: names of `metrics.measure.METRICS`; or `options` of them with their settings.
+        detectors: names of `metrics.detectors.DETECTORS`, in whose features metrics that name no detector are
+            measured; or an `extractor` of them with weights, device, cache.
+        metrics: names of `metrics.measure.METRICS`, or of values (`fid`, `fd_dinov2`), or `all`; or `options` of them
+            with their settings.
         num, seed: take `num` images, at random when a seed is given, else the first.
 
     Raises InputError when something cannot be read, found or measured.
     """
-    extractor, options = extractor or Extractor(tuple(detectors)), options or Options(tuple(metrics))
-    target = extractor.reference(reference, options)
-    measured = extractor.read(images, num, seed, target)
-    sets = {name: measured.features[name] for name in extractor.names}
-    networks = extractor.detectors if options.needs_network else {}
-    found = [m for name, x in sets.items() for m in measure(name, x, target, options, networks.get(name))]
-    return _results(extractor, {"images": measured}, target, found)
+    options = options or Options(tuple(metrics))
+    return evaluate_sets([images], reference, extractor or Extractor(options.detectors(detectors)), options, num, seed)
+
+
+def evaluate_sets(
+    sets: Sequence[Paths],
+    reference: Paths | Reference,
+    extractor: Extractor,
+    options: Options,
+    num: int | None = None,
+    seed: int | None = None,
+    strict_size: bool = False,
+) -> Results:
+    """Measure several image sets against one reference, as `evaluate` does one; with `num` and `seed` so many of each.
+
+    What fails although nothing spoke against it is among `missing` of the results, with the rest measured; where
+    nothing is left that is an InputError. With `strict_size` sizes that `metrics.sizes.cautions` warns of are one too.
+    """
+    target = extractor.open_reference(reference)
+    sides = [extractor.open(images, num, seed) for images in sets]
+    if len({side.name for side in sides}) < len(sides):
+        raise InputError(f"{', '.join(side.name for side in sides)}: one set is given twice; name each once")
+    options = options.bound(extractor.names)
+    names = options.detectors
+    if unasked := sorted({*names} - {*extractor.names}):
+        raise InputError(
+            f"{', '.join(options.metrics)}: '{unasked[0]}' is not among the detectors {[*extractor.names]}"
+        )
+    for side in sides:  # what needs no network to be found out costs no time
+        plan(side, target, names, options, None)
+    makes_features = any(side.images is not None for side in (target, *sides))
+    networks = extractor.detectors if makes_features or options.needs_network else {}
+    plans = [plan(side, target, names, options, networks) for side in sides]
+    notes = _sizes(sides, target, strict_size) + [text for _, left_out in plans for text in left_out]
+    real, measured, found, missing = extractor.extract(target), dict[str, Reference](), list[Measurement](), []
+    for side, (asked, _) in zip(sides, plans, strict=True):
+        try:
+            fake = extractor.extract(side)
+            for name, metrics in asked.items():
+                failures: list[Failure] = []
+                wanted = replace(options, metrics=metrics) if metrics else None
+                values = wanted and measure(name, fake.features[name], real, wanted, networks.get(name), failures)
+                found += [replace(value, images=side.name) for value in values or ()]
+                missing += [replace(failure, images=side.name) for failure in failures]
+            measured[side.name] = fake
+        except Exception as err:
+            # Of several processes the others would wait for one that goes on alone.
+            if len(sides) == 1 or distributed.world_size() > 1 or "REPRO_DEBUG" in os.environ:
+                raise
+            missing.append(Failure("", "", "", said(err), side.name))
+    if missing and not found:
+        raise InputError(missing[0].why)
+    facts = {
+        side.name: {"images_digest": measured[side.name].digest, "images_size": _written(side)}
+        for side in sides
+        if side.name in measured
+    }
+    return replace(_results(extractor, measured, real, target, found, notes), sets=facts, missing=missing)
 
 
 def compare(
-    extractor: Extractor, first: Paths, second: Paths, reference: Paths | Reference, num_blocks: int = 10
+    extractor: Extractor,
+    first: Paths,
+    second: Paths,
+    reference: Paths | Reference,
+    num_blocks: int = 10,
+    strict_size: bool = False,
 ) -> Results:
     """Whether image set A or B is nearer to the reference, where image i of both has the same seed.
 
@@ -137,20 +209,35 @@ def compare(
 
     if num_blocks < 2:
         raise InputError(f"the jackknife needs at least 2 blocks, found {num_blocks}")
-    target = extractor.reference(reference)
-    sides = {"A": extractor.read(first, target=target), "B": extractor.read(second, target=target)}
+    target, names = extractor.open_reference(reference), tuple(extractor.names)
+    opened = {"A": extractor.open(first), "B": extractor.open(second)}
+    makes_features = any(side.images is not None for side in (target, *opened.values()))
+    for networks in (None, extractor.detectors if makes_features else {}):
+        for side in opened.values():
+            plan(side, target, names, Options(error_blocks=num_blocks), networks)
+        for name in names if not extractor.skip_bad else ():
+            check_paired(*(side.count(name) for side in opened.values()))
+    notes = _sizes([*opened.values()], target, strict_size)
+    real = extractor.extract(target)
+    sides = {label: extractor.extract(side) for label, side in opened.items()}
     found: list[Measurement] = []
-    for name in extractor.names:
-        metric, real = space(name).distance, target.require(name)
+    for name in names:
+        metric, statistics = space(name).distance, real.require(name)
         for label, side in sides.items():
             fake = side.require(name)
-            found.append(Measurement(metric, name, label, fake.num_images, frechet_distance(fake, real)))
+            found.append(Measurement(metric, name, label, fake.num_images, frechet_distance(fake, statistics)))
         a, b = (side.features[name].gather() for side in sides.values())
-        value, error = paired_difference(a, b, real, num_blocks)
+        value, error = paired_difference(a, b, statistics, num_blocks)
         chance = float(stdtr(num_blocks - 1, -value / max(error, np.finfo(float).tiny)))
         found.append(Measurement(metric, name, "A - B", len(a), value, error, "jackknife"))
         found.append(Measurement(f"chance of A nearer by {metric}", name, "A - B", len(a), chance))
-    return _results(extractor, sides, target, found)
+    results = _results(extractor, sides, real, target, found, notes)
+    facts = {
+        key: value
+        for x, side in sides.items()
+        for key, value in ((x, side.source), (f"{x}_digest", side.digest), (f"{x}_size", _written(opened[x])))
+    }
+    return replace(results, facts=facts | results.facts)
 
 
 class Evaluator:
@@ -182,20 +269,37 @@ class Evaluator:
         return found
 
 
-def _results(extractor: Extractor, sides: dict[str, Reference], target: Reference, found: list[Measurement]) -> Results:
-    read = sides | {"reference": target}
-    facts = dict(fact for x, side in read.items() for fact in ((x, side.source), (f"{x}_digest", side.digest)))
+def _written(side: Side) -> str:
+    return str(side.size or "")
+
+
+def _sizes(sides: Sequence[Side], target: Side, strict: bool) -> list[str]:
+    """What the sizes of images do to a distance; with `strict` an InputError. Checks every image that there is."""
+    found = [text for side in sides for text in sizes.cautions(side.name, side.size, target.name, target.size)]
+    if strict:
+        sizes.refuse(found)
+    return found
+
+
+def _results(
+    extractor: Extractor,
+    sides: Mapping[str, Reference],
+    real: Reference,
+    target: Side,
+    found: list[Measurement],
+    notes: Sequence[str],
+) -> Results:
+    facts = {"reference": real.source, "reference_digest": real.digest, "reference_size": _written(target)}
     facts |= environment(torch.device(extractor.device) if extractor.device else distributed.device())
-    own = next((package.version for package in distributions(name="autoguidance-repro")), "source tree")
-    facts |= {"versions": f"autoguidance-repro {own}, {facts['versions']}", "processes": str(distributed.world_size())}
+    facts |= {"versions": f"autoguidance-repro {version()}, {facts['versions']}"}
+    facts |= {"processes": str(distributed.world_size()), "tf32": "off"}  # every detector sees to that
     first, *_ = sides.values()
-    tags = {x: {k: v for k, v in first.features[x].tags.items() if k in ESSENTIAL} for x in extractor.names}
-    notes = [
+    tags = {x: {k: v for k, v in y.tags.items() if k in ESSENTIAL} for x, y in first.features.items()}
+    told = [
         f"{label}: {text}" if len(sides) > 1 else text
-        for name in extractor.names
         for label, side in sides.items()
-        for text in cautions(name, side.features[name], target)
+        for name in dict.fromkeys(m.detector for m in found)
+        for text in cautions(name, side.features[name], real)
     ]
-    warnings = [text for side in (target, *sides.values()) for text in side.warnings] + notes
-    # Every detector sees to it that TF32 is off.
-    return Results(found, list(dict.fromkeys(warnings)), facts | {"tf32": "off"}, tags)
+    warnings = [text for side in (real, *sides.values()) for text in side.warnings] + [*notes, *told]
+    return Results(found, list(dict.fromkeys(warnings)), facts, tags)

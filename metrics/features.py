@@ -3,8 +3,9 @@
 One format holds all kept features: an npz with `DETECTOR/features` [N, D] float32 and `DETECTOR/tags` (JSON), `labels`
 [N] int64 where known, `facts` (JSON of whoever wrote it), and `sha256` over all of these, verified on reading.
 Extraction keeps chunks in `<cache>/<key>/`, the key a digest of the images' content and of the detector's tags, so that
-changed images or settings never meet old features. Which images share a batch depends on their order and
-sizes alone.
+changed images or settings never meet old features. An index of each image's digest lies beside them, by which a subset
+of the images takes its features out of those of the whole. Which images share a batch depends on their order and sizes
+alone.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from metrics.detectors import Detector
 from metrics.files import InputError, explained, load_npz, write_npz
 from metrics.images import ImageSet
 from metrics.progress import progress
+from metrics.sizes import TAG
 from metrics.statistics import Moments, Statistics, Tag
 
 CHUNK = 1024  # images in a chunk file
+INDEX = "images.index"  # beside chunk files: the digest of every image, and the tags
 MAX_PIXELS = 2**25  # of a batch: 32 images of 1024 x 1024, of which workers hold a few ahead
 Array = NDArray[np.float32]
 
@@ -104,6 +108,10 @@ class FeatureSet:
         """Features [N, D] at hand."""
         return cls(len(features), features.shape[1], {range(len(features)): features}, tags, labels)
 
+    def subset(self, rows: NDArray[np.int64]) -> "FeatureSet":
+        """Some of the images, by number, in memory."""
+        return self.of(self.gather()[rows], self.tags, None if self.labels is None else self.labels[rows])
+
     def statistics(self, start: int = 0, stop: int | None = None) -> Statistics:
         """Moments of the rows [start, stop), over all processes, one part in memory at a time."""
         stop = self.num_images if stop is None else stop
@@ -171,7 +179,10 @@ def extract(
     facts = {"images": images.digest, "count": count}
     keys = {name: json.dumps(facts | {"tags": dict(x.tags)}, sort_keys=True) for name, x in detectors.items()}
     places = {name: folder / hashlib.sha256(key.encode()).hexdigest()[:32] for name, key in keys.items()}
-    files = {x: {rows: places[x] / f"chunk-{rows.start // CHUNK:06d}.npz" for rows in mine} for x in detectors}
+    files = {x: {rows: places[x] / _chunk_name(rows.start // CHUNK) for rows in mine} for x in detectors}
+    if cache is not None:
+        for name, detector in detectors.items():
+            _borrow(name, places[name], files[name], images, detector)
     lacking = {chunk: {x: detectors[x] for x in detectors if not files[x][chunk].exists()} for chunk in mine}
     missing = [chunk for chunk in mine if lacking[chunk]]
     batches = {chunk: list(_batches(chunk, batch_size, images.sizes)) for chunk in missing}
@@ -182,11 +193,42 @@ def extract(
             found = detect((next(decoded) for _ in batches[chunk]), lacking[chunk], where, bar)
             for name, features in found.items():
                 write(files[name][chunk], FeatureFile({name: features}, {name: detectors[name].tags}))
-    tags = {name: {**detector.tags, "source_digest": images.digest} for name, detector in detectors.items()}
+    found = {"source_digest": images.digest, TAG: str(images.size)}
+    tags = {name: {**detector.tags, **found} for name, detector in detectors.items()}
     return {
         name: FeatureSet(count, detector.dim, files[name], tags[name], images.labels, shared=True, keeper=keeper)
         for name, detector in detectors.items()
     }
+
+
+def _chunk_name(number: int) -> str:
+    return f"chunk-{number:06d}.npz"
+
+
+def _borrow(name: str, place: Path, files: Mapping[range, Path], images: ImageSet, detector: Detector) -> None:
+    """Make what is missing of `files`, chunks in the folder `place`, out of another set's that has all of the images.
+
+    The other set's features were made in other batches, so that they may differ in the last bits. Leaves the index.
+    """
+    tags, missing = json.dumps(dict(detector.tags), sort_keys=True), [x for x in files if not files[x].exists()]
+    for index in [x for x in sorted(place.parent.glob(f"*/{INDEX}")) if x.parent != place] if missing else []:
+        with suppress(InputError, KeyError, ValueError, IndexError):  # of one that is damaged or unfinished
+            kept = load_npz(index)
+            row = {digest.tobytes(): i for i, digest in enumerate(kept["sha256"])} if str(kept["tags"]) == tags else {}
+            rows = np.array([row.get(digest.tobytes(), -1) for digest in images.digests])
+            if (rows < 0).any():
+                continue
+            for chunk in missing:
+                wanted = rows[chunk.start : chunk.stop]
+                features = np.empty((len(chunk), detector.dim), np.float32)
+                for number in np.unique(wanted // CHUNK).tolist():
+                    (lent,) = read(index.parent / _chunk_name(number)).features.values()
+                    here = wanted // CHUNK == number
+                    features[here] = lent[wanted[here] % CHUNK]
+                write(files[chunk], FeatureFile({name: features}, {name: detector.tags}))
+            break
+    if distributed.rank() == 0 and not (place / INDEX).exists():
+        write_npz(place / INDEX, {"sha256": images.digests, "tags": np.array(tags)})
 
 
 def _batches(chunk: range, most: int, sizes: Sequence[tuple[int, int]]) -> Iterator[range]:

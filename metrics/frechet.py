@@ -50,11 +50,16 @@ def jackknife(value: float, left_out: Sequence[float]) -> Estimate:
     return Estimate(value, float(np.sqrt((count - 1) / count * np.square(deleted - deleted.mean()).sum())))
 
 
+def check_blocks(count: int, num_blocks: int) -> None:
+    """Raise InputError where `count` images are fewer than two for each block."""
+    if count < 2 * num_blocks:
+        raise InputError(f"{num_blocks} blocks need at least {2 * num_blocks} images, found {count}; give more images")
+
+
 def block_moments(features: Features, num_blocks: int) -> list[Moments]:
     """Moments of disjoint runs of features [N, D], as equal in size as N allows, in order."""
     x = as_tensor(features)
-    if len(x) < 2 * num_blocks:
-        raise InputError(f"{num_blocks} blocks need at least {2 * num_blocks} images, found {len(x)}; give more images")
+    check_blocks(len(x), num_blocks)
     return [Moments(x.shape[1]).update(block) for block in torch.tensor_split(x, num_blocks)]
 
 
@@ -114,14 +119,19 @@ def frechet_with_error(features: Features, reference: Statistics, num_blocks: in
     return jackknife(whole, left_out)
 
 
+def check_paired(a: int, b: int) -> None:
+    """Raise InputError where two sets are not of the same number of images."""
+    if a != b:
+        raise InputError(f"a paired comparison needs the same images on both sides, found {a} and {b}")
+
+
 def paired_difference(a: Features, b: Features, reference: Statistics, num_blocks: int = 10) -> Estimate:
     """FD(a) - FD(b) against one reference for features [N, D] of the same N seeds in the same order.
 
     Each jackknife replicate leaves the same seeds out of both, so the error is that of the difference. Negative: a is
     nearer to the reference.
     """
-    if len(a) != len(b):
-        raise InputError(f"a paired comparison needs the same images on both sides, found {len(a)} and {len(b)}")
+    check_paired(len(a), len(b))
     pairs = zip(_replicates(block_moments(a, num_blocks)), _replicates(block_moments(b, num_blocks)), strict=True)
     whole, *left_out = [_distance(p, reference) - _distance(q, reference) for p, q in pairs]
     return jackknife(whole, left_out)
@@ -148,6 +158,11 @@ def fd_infinity(features: Features, reference: Statistics, num_blocks: int = 10,
         for rest in _replicates(halves[i])[1:]
     ]
     return jackknife(extrapolate(halves[0] + halves[1], distances), left_out)
+
+
+def check_halves(count: int, num_blocks: int = 10) -> None:
+    """Raise InputError where `count` images are too few for `fd_infinity`."""
+    check_blocks(count // 2, max(num_blocks // 2, 2))
 
 
 def per_class_distances(

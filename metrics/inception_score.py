@@ -7,15 +7,22 @@ import torch
 from metrics.files import InputError
 from metrics.statistics import Features, as_tensor, check_finite
 
+SPLITS = 10
 
-def inception_score(logits: Features, num_splits: int = 10) -> tuple[float, float]:
+
+def check_splits(count: int, num_splits: int = SPLITS) -> None:
+    """Raise InputError where there are fewer images than splits."""
+    if count < num_splits:
+        raise InputError(f"the Inception score over {num_splits} splits needs as many images, found {count}")
+
+
+def inception_score(logits: Features, num_splits: int = SPLITS) -> tuple[float, float]:
     """Mean over the splits, between 1 and the number of classes C, and standard deviation, in float64.
 
     `logits` are [N, C], of images in the order given. Raises InputError for fewer images than splits and on NaN.
     """
     x = as_tensor(logits).double()
-    if len(x) < num_splits:
-        raise InputError(f"the Inception score over {num_splits} splits needs as many images, found {len(x)}")
+    check_splits(len(x), num_splits)
     check_finite(x)
     scores = []
     for split in torch.tensor_split(x, num_splits):

@@ -20,9 +20,7 @@ def kernel_distance(
     Raises InputError when either side has fewer than `subset_size` images, on other shapes, or on NaN.
     """
     y, x = comparable(real, fake)
-    if min(len(x), len(y)) < subset_size or subset_size < 2:
-        need = f"KID with subsets of {subset_size} images needs as many on both sides, found {len(y)} and {len(x)}"
-        raise InputError(f"{need}; choose a smaller subset size of at least 2")
+    check_subsets(len(y), len(x), subset_size)
     rng = np.random.RandomState(seed)  # the generator behind the published figures
 
     def drawn(side: Tensor) -> Tensor:
@@ -30,6 +28,13 @@ def kernel_distance(
 
     values = [unbiased_mmd2(drawn(x), drawn(y)) for _ in range(num_subsets)]
     return float(np.mean(values)), float(np.std(values))
+
+
+def check_subsets(real: int, fake: int, subset_size: int) -> None:
+    """Raise InputError where a side has fewer images than a subset; 0: as many as one likes."""
+    if min(real or subset_size, fake or subset_size) < subset_size or subset_size < 2:
+        need = f"KID with subsets of {subset_size} images needs as many on both sides, found {real} and {fake}"
+        raise InputError(f"{need}; choose a smaller subset size of at least 2")
 
 
 def unbiased_mmd2(x: Tensor, y: Tensor) -> float:

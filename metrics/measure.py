@@ -4,9 +4,11 @@ A metric is an entry of `METRICS`: a function of a `Sample` that gives values, s
 registers it here and its values' names in `metrics.names`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +17,11 @@ from numpy.typing import NDArray
 from metrics import distributed, frechet, inception_score, kernel, neighbours
 from metrics.detectors import Detector
 from metrics.features import FeatureSet
-from metrics.files import InputError
-from metrics.names import qualified
+from metrics.files import InputError, on_one_line
+from metrics.names import EVERY, qualified, requested
 from metrics.references import Reference
 from metrics.registry import Registry
-from metrics.results import Measurement
+from metrics.results import Failure, Measurement
 from metrics.statistics import ESSENTIAL, Statistics, check_tags
 
 FID_IMAGES, MOST = 50_000, 1_000_000
@@ -29,7 +31,8 @@ FID_IMAGES, MOST = 50_000, 1_000_000
 class Options:
     """What to measure; raises InputError on a name or number that makes no sense."""
 
-    #: Names of METRICS; `fd` is FID with Inception and FD_DINOv2 with DINOv2.
+    #: Names of METRICS, or what `metrics.names.requested` takes for some; `fd` is FID with Inception and FD_DINOv2 with
+    #: DINOv2; `all` asks for whatever can be measured.
     metrics: tuple[str, ...] = ("fd",)
     #: Disjoint runs of the images that are also measured on their own, to show the spread; 1 for none.
     num_blocks: int = 1
@@ -44,8 +47,8 @@ class Options:
     def __post_init__(self) -> None:
         if not self.metrics:
             raise InputError(f"no metric is asked for; choose from {', '.join(METRICS)}")
-        for name in self.metrics:
-            METRICS[name]
+        for _ in self._requests():
+            pass  # which refuses unknown names
         least = {"num_blocks": 1, "error_blocks": 0, "kid_subsets": 1, "kid_subset_size": 2, "k": 1, "k_density": 1}
         for name, bound in least.items():
             if not bound <= getattr(self, name) <= MOST:
@@ -55,13 +58,57 @@ class Options:
 
     @property
     def needs_reference_features(self) -> list[str]:
-        """Those of the metrics that statistics of the reference are not enough for."""
-        return sorted(name for name in self.metrics if METRICS[name].needs_reference_features)
+        """Those of the metrics asked for by name that statistics of the reference are not enough for."""
+        return sorted({x.metric for x in self._requests() if x.by_name and METRICS[x.metric].needs_reference_features})
 
     @property
     def needs_network(self) -> bool:
-        """Whether a metric asks the detector for more than features."""
-        return any(METRICS[name].needs_network for name in self.metrics)
+        """Whether a metric that is asked for by name asks the detector for more than features."""
+        return any(x.by_name and METRICS[x.metric].needs_network for x in self._requests())
+
+    def bound(self, names: Iterable[str]) -> "Options":
+        """The same, with what names no detector asked for in the features of all of `names`."""
+        metrics: list[str] = []
+        for asked in self.metrics:
+            meant, detector = requested(asked, METRICS)
+            for metric in (EVERY,) if asked.lower() == EVERY else () if detector else meant:
+                only = METRICS[metric].detector if metric in METRICS else ""
+                metrics += [f"{metric}_{name}" for name in ((only,) if only else names)]
+            metrics += [asked] if detector else []
+        return replace(self, metrics=tuple(dict.fromkeys(metrics)))
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """The detectors that metrics name, in that order."""
+        return tuple(dict.fromkeys(x.detector for x in self._requests() if x.detector))
+
+    def of(self, detector: str) -> tuple[str, ...]:
+        """Names of METRICS that are asked for in a detector's features, in the order in which they are asked for."""
+        return tuple(dict.fromkeys(x.metric for x in self._requests() if x.detector in ("", detector)))
+
+    def is_optional(self, metric: str, detector: str) -> bool:
+        """Whether one of METRICS is asked for in a detector's features as one of all, so that it may be left out."""
+        asked = [x for x in self._requests() if x.metric == metric and x.detector in ("", detector)]
+        return not any(x.by_name for x in asked)
+
+    def _requests(self) -> Iterator["_Request"]:
+        for asked in self.metrics:
+            names, detector = requested(asked, METRICS)
+            by_name = asked.lower().partition("_")[0] != EVERY
+            for name in names:
+                only = METRICS[name].detector
+                if detector in ("", only) or not only:
+                    yield _Request(name, only or detector, by_name)
+                elif by_name:
+                    raise InputError(f"{name} is defined in features of {only} only, not of {detector}; ask for {name}")
+
+
+class _Request(NamedTuple):
+    """One of METRICS in the features of a detector, or where that is empty of any; by its name, or as one of all."""
+
+    metric: str
+    detector: str
+    by_name: bool
 
 
 @dataclass(frozen=True)
@@ -106,6 +153,35 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Prospect:
+    """What is known of a measurement in a detector's features before any are made; 0, None: not known (yet)."""
+
+    detector: str
+    options: Options
+    #: Images of the set.
+    count: int
+    #: Of the reference, by name: how many images, whether their features are to be had, and statistics.
+    source: str
+    others: int
+    has_features: bool
+    target: Statistics | None = None
+    #: Whether classes are known on both sides.
+    is_labelled: bool = False
+    network: Detector | None = None
+    #: Whether there will be no other network than this.
+    is_loaded: bool = False
+
+    @property
+    def run(self) -> int:
+        """Images of the smallest run that is measured."""
+        return self.count // self.options.num_blocks
+
+
+def nothing_against(_: Prospect) -> None:
+    """A metric that can always be measured."""
+
+
+@dataclass(frozen=True)
 class Metric:
     """An entry of METRICS; without features the moments are enough. `values` name what it gives for a whole sample."""
 
@@ -114,15 +190,59 @@ class Metric:
     needs_reference_features: bool = False
     needs_network: bool = False
     values: tuple[str, ...] = ()
+    #: The only detector in whose features it is defined.
+    detector: str = ""
+    #: One line for people.
+    about: str = ""
+    #: Raises InputError where it cannot be measured.
+    check: Callable[[Prospect], None] = nothing_against
+
+
+def refusals(prospect: Prospect) -> dict[str, InputError]:
+    """Those of METRICS that are asked for and cannot be measured, with the reason; InputError if none can be."""
+    refused: dict[str, InputError] = {}
+    if prospect.run < 2:
+        raise InputError(f"a covariance needs at least 2 images, found {prospect.run}; give more images")
+    for name in prospect.options.of(prospect.detector):
+        try:
+            if METRICS[name].needs_reference_features and not prospect.has_features:
+                lack = f"{prospect.source}: holds statistics only, and {name} need features"
+                raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
+            METRICS[name].check(prospect)
+        except InputError as err:
+            refused[name] = err
+    return refused
 
 
 def measure(
-    name: str, sample: FeatureSet, reference: Reference, options: Options, network: Detector | None = None
+    name: str,
+    sample: FeatureSet,
+    reference: Reference,
+    options: Options,
+    network: Detector | None = None,
+    failures: list[Failure] | None = None,
 ) -> list[Measurement]:
-    """Every metric of the options on features of detector `name`; of shared features, in the first process only."""
+    """Every metric of the options on features of detector `name`; of shared features, in the first process only.
+
+    What is asked for and cannot be measured is an InputError before anything is. A metric that fails nevertheless is
+    added to `failures`, and the others are measured; without such a list its error is raised.
+    """
     target, count = reference.require(name), sample.num_images
     check_tags(sample.tags, target.tags)
-    kinds, blocks = [METRICS[metric] for metric in options.metrics], options.num_blocks
+    other = reference.features.get(name)
+    labelled = sample.labels is not None and other is not None and other.labels is not None
+    known = name, options, count, reference.source, target.num_images, other is not None, target, labelled
+    refused = refusals(Prospect(*known, network, is_loaded=True))
+    for metric, refusal in refused.items():
+        if failures is not None:
+            failures.append(Failure(metric, name, "all", str(refusal)))
+        elif not options.is_optional(metric, name):
+            raise refusal
+    names = tuple(metric for metric in options.of(name) if metric not in refused)
+    if not names:
+        return []
+    options = replace(options, metrics=names)
+    kinds, blocks = [METRICS[metric] for metric in names], options.num_blocks
     edges = [round(i * count / blocks) for i in range(blocks + 1)]
     ranges = {"all": (0, count)}
     ranges |= {f"block {i + 1}/{blocks}": (edges[i], edges[i + 1]) for i in range(blocks) if blocks > 1}
@@ -130,7 +250,7 @@ def measure(
     moments = {label: sample.statistics(*rows) for label, rows in ranges.items()}
     nothing = np.zeros((0, sample.dim), np.float32)
     gathered = sample.gather() if options.error_blocks or any(kind.needs_features for kind in kinds) else nothing
-    other = reference.features[name] if options.needs_reference_features else FeatureSet.of(nothing, {})
+    other = other if other is not None and options.needs_reference_features else FeatureSet.of(nothing, {})
     real = other.gather()
     if sample.shared and distributed.rank() != 0:
         return []
@@ -138,8 +258,20 @@ def measure(
     for run, (i, j) in ranges.items():
         labels = None if sample.labels is None else sample.labels[i:j]
         part = Sample(name, run, moments[run], gathered[i:j], labels, target, real, other.labels, options, network)
-        found += [value for kind in kinds for value in kind.measure(part)]
+        for metric, kind in zip(names, kinds, strict=True):
+            try:
+                found += kind.measure(part)
+            except Exception as err:
+                if failures is None or "REPRO_DEBUG" in os.environ:
+                    raise
+                failures.append(Failure(metric, name, run, said(err)))
     return found
+
+
+def said(err: Exception) -> str:
+    """Why something failed, on one line."""
+    unexpected = "" if isinstance(err, InputError | MemoryError) else f"unexpected {type(err).__name__}: "
+    return unexpected + on_one_line(str(err) or "not enough memory")
 
 
 def check_reference(reference: Reference, names: Sequence[str], options: Options) -> Reference:
@@ -148,8 +280,10 @@ def check_reference(reference: Reference, names: Sequence[str], options: Options
     if wanted and lacking:
         lack = f"{reference.source}: holds statistics only, and {', '.join(wanted)} need features"
         raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
-    if "inception_score" in options.metrics and list(names) != ["inception"]:
-        raise InputError("the Inception score is defined by Inception's logits; choose the detector inception alone")
+    if unasked := sorted({*options.detectors} - {*names}):
+        raise InputError(
+            f"{', '.join(options.metrics)} need the detector {unasked[0]}, which is not among {list(names)}"
+        )
     return reference
 
 
@@ -172,6 +306,13 @@ def value_names(metrics: Sequence[str], detector: str) -> list[str]:
     return [qualified(value, detector) for metric in metrics for value in METRICS[metric].values]
 
 
+def _check_fd(p: Prospect) -> None:
+    if p.target is not None:
+        _ = p.target.factor  # which refuses what is no covariance
+    if p.options.error_blocks:
+        frechet.check_blocks(p.run, p.options.error_blocks)
+
+
 def _fd(sample: Sample) -> Iterable[Measurement]:
     blocks, distance = sample.options.error_blocks, frechet.frechet_distance(sample.statistics, sample.target)
     error = frechet.frechet_with_error(sample.features, sample.target, blocks).standard_error if blocks else None
@@ -183,43 +324,105 @@ def _fd_infinity(sample: Sample) -> Iterable[Measurement]:
     yield sample.value(qualified("fd_infinity", sample.detector), *estimate, "jackknife")
 
 
+def _check_kid(p: Prospect) -> None:
+    kernel.check_subsets(p.others, p.run, p.options.kid_subset_size)
+
+
 def _kid(sample: Sample) -> Iterable[Measurement]:
     count, size = sample.options.kid_subsets, sample.options.kid_subset_size
     kid = kernel.kernel_distance(sample.real, sample.features, count, size)
     yield sample.value("kid", *kid, "deviation over subsets")
 
 
-def _of_neighbours(*values: str) -> Metric:
-    return Metric(lambda s: [s.value(x, s.neighbours[x]) for x in values], needs_reference_features=True, values=values)
+def _of_neighbours(values: tuple[str, str], k: Callable[[Options], int], both: bool, about: str) -> Metric:
+    """`k` neighbours of the reference's images, with `both` also of the set's."""
+
+    def check(p: Prospect) -> None:
+        for count in (p.others, p.run)[: 1 + both]:
+            if count:
+                neighbours.check_k(k(p.options), count)
+
+    return Metric(
+        lambda s: [s.value(x, s.neighbours[x]) for x in values],
+        needs_reference_features=True,
+        values=values,
+        about=about,
+        check=check,
+    )
+
+
+def _check_inception_score(p: Prospect) -> None:
+    inception_score.check_splits(p.run)
+    if p.network is not None or p.is_loaded:
+        _logits(p.network, torch.zeros(0, getattr(p.network, "dim", 0)))
+
+
+def _logits(network: Detector | None, features: torch.Tensor) -> torch.Tensor:
+    classify = getattr(network, "logits", None)
+    if classify is None:
+        raise InputError("the Inception score asks Inception itself for logits; measure images with that detector")
+    return classify(features)
 
 
 def _inception_score(sample: Sample) -> Iterable[Measurement]:
-    classify = getattr(sample.network, "logits", None)
-    if classify is None:
-        raise InputError("the Inception score asks Inception itself for logits; measure images with that detector")
-    score = inception_score.inception_score(classify(torch.from_numpy(sample.features)))
+    score = inception_score.inception_score(_logits(sample.network, torch.from_numpy(sample.features)))
     yield sample.value("inception_score", *score, "deviation over splits")
 
 
+def _check_per_class(p: Prospect) -> None:
+    if not p.is_labelled:
+        raise InputError(f"per-class distances from {p.source} need labels on both sides; add a dataset.json")
+
+
 def _per_class(sample: Sample) -> Iterable[Measurement]:
-    if sample.subset != "all":
+    if sample.subset != "all" or sample.labels is None or sample.real_labels is None:
         return
-    if sample.labels is None or sample.real_labels is None:
-        source = (sample.statistics if sample.labels is None else sample.target).tags.get("source", "the features")
-        raise InputError(f"{source}: per-class distances need labels; add a dataset.json")
-    sides = sample.features, sample.labels, sample.real, sample.real_labels
-    for label, distance in frechet.per_class_distances(*sides).items():
+    found = frechet.per_class_distances(sample.features, sample.labels, sample.real, sample.real_labels)
+    if not found:
+        raise InputError("per-class distances: no class has two images or more on both sides")
+    for label, distance in found.items():
         count = int((sample.labels == label).sum())
         yield sample.value(qualified("fd", sample.detector), distance, subset=f"class {label}", count=count)
 
 
 METRICS: Registry[Metric] = Registry(
     "metric",
-    fd=Metric(_fd, needs_features=False, values=("fd",)),
-    fd_infinity=Metric(_fd_infinity, values=("fd_infinity",)),
-    kid=Metric(_kid, needs_reference_features=True, values=("kid",)),
-    precision_recall=_of_neighbours("precision", "recall"),
-    density_coverage=_of_neighbours("density", "coverage"),
-    inception_score=Metric(_inception_score, needs_network=True, values=("inception_score",)),
-    per_class=Metric(_per_class, needs_reference_features=True),
+    fd=Metric(
+        _fd,
+        needs_features=False,
+        values=("fd",),
+        about="Fréchet distance: FID, FD_DINOv2, ...",
+        check=_check_fd,
+    ),
+    fd_infinity=Metric(
+        _fd_infinity,
+        values=("fd_infinity",),
+        about="the same, extrapolated to infinitely many images",
+        check=lambda p: frechet.check_halves(p.run),
+    ),
+    kid=Metric(
+        _kid,
+        needs_reference_features=True,
+        values=("kid",),
+        about="kernel distance, over subsets",
+        check=_check_kid,
+    ),
+    precision_recall=_of_neighbours(
+        ("precision", "recall"), lambda o: o.k, True, "improved precision and recall, of --k neighbours"
+    ),
+    density_coverage=_of_neighbours(("density", "coverage"), lambda o: o.k_density, False, "of --k-density neighbours"),
+    inception_score=Metric(
+        _inception_score,
+        needs_network=True,
+        values=("inception_score",),
+        detector="inception",
+        about="over ten splits; of weights with a final layer",
+        check=_check_inception_score,
+    ),
+    per_class=Metric(
+        _per_class,
+        needs_reference_features=True,
+        about="Fréchet distance of each class",
+        check=_check_per_class,
+    ),
 )

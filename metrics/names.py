@@ -1,7 +1,9 @@
 """The one table of what measured values are called: in files, for readers, and which way is better."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from metrics.errors import InputError, nearest
 from metrics.registry import Registry
 
 
@@ -50,6 +52,9 @@ VALUES: Registry[Name] = Registry(
     inception_score=Name("Inception score", 1, 2),
 )
 SPACES: Registry[Space] = Registry("feature space")
+#: What several metrics, or one, are also called when they are asked for -> names of `metrics.measure.METRICS`.
+ALIASES = {"prdc": ("precision_recall", "density_coverage"), "is": ("inception_score",)}
+EVERY = "all"  # asks for whatever can be measured
 
 
 def space(detector: str) -> Space:
@@ -72,3 +77,23 @@ def named(metric: str) -> Name:
         known |= {qualified(x, detector): name.suffixed(where, where) for x, name in VALUES.items() if name.of_features}
         known |= {space.distance: space.name, f"{space.distance}_infinity": space.name.suffixed("∞", r"$_\infty$")}
     return known[metric]
+
+
+def requested(name: str, metrics: Iterable[str]) -> tuple[tuple[str, ...], str]:
+    """Which of `metrics` a name asks for, and in which detector's features, empty where it does not say.
+
+    A name is that of a metric (`fd`, `kid`), of several (`prdc`, `all`), of a distance in a detector's features (`fid`,
+    `fid_infinity`, `fd_dinov2`), or one of the first two with a detector behind it (`kid_dinov2`), in any case.
+    Raises InputError with the nearest where it is none of these.
+    """
+    plain = {metric: (metric,) for metric in metrics}
+    plain |= {alias: meant for alias, meant in ALIASES.items() if {*meant} <= plain.keys()} | {EVERY: (*plain,)}
+    known: dict[str, tuple[tuple[str, ...], str]] = {}
+    for detector, space in SPACES.items():
+        known |= {f"{key}_{detector}": (meant, detector) for key, meant in plain.items()}
+        known |= {space.distance: (("fd",), detector), f"{space.distance}_infinity": (("fd_infinity",), detector)}
+    known |= {key: (meant, "") for key, meant in plain.items()}
+    for spelled in (name, name.lower()):
+        if spelled in known:
+            return known[spelled]
+    raise InputError(f"metric '{name}' is unknown{nearest(name, known)}")

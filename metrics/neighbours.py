@@ -49,6 +49,12 @@ def neighbour_metrics(real: Features, fake: Features, k: int | None = 3, k_densi
     return manifold | {"density": balls / (k_density * m), "coverage": int(occupied.sum()) / n}
 
 
+def check_k(k: int, count: int) -> None:
+    """Raise InputError where `count` images are too few for k neighbours of each."""
+    if not 1 <= k < count:
+        raise InputError(f"k = {k} nearest neighbours need more than {k} images, found {count}; give more")
+
+
 class _PointSet:
     """Features with what distances need: centred float32 copies and their squared norms."""
 
@@ -74,8 +80,8 @@ class _PointSet:
     def radii(self, ks: Sequence[int]) -> torch.Tensor:
         """Squared distances [len(ks), N], float64, to the k-th nearest other point of this set, for each k."""
         count, most = len(self.raw), max(ks)
-        if not 1 <= min(ks) <= most < count:
-            raise InputError(f"k = {most} nearest neighbours need more than {most} images, found {count}; give more")
+        check_k(min(ks), count)
+        check_k(most, count)
         radii = torch.empty(len(ks), count, dtype=torch.float64, device=self.raw.device)
         for start, squared, tolerance in self.squared_distances(self):
             squared.diagonal(start).fill_(torch.inf)

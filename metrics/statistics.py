@@ -21,7 +21,7 @@ Tag = str | int | float
 Features = np.ndarray | torch.Tensor
 
 # Tags that say where features came from rather than how they were computed: these may differ.
-PROVENANCE = frozenset({"num_images", "source", "source_digest", "device", "versions"})
+PROVENANCE = frozenset({"num_images", "image_size", "source", "source_digest", "device", "versions"})
 # Tags without which agreement cannot be confirmed.
 ESSENTIAL = ("detector", "weights_sha256", "resize", "dtype")
 

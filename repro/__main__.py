@@ -34,6 +34,7 @@ NAME = click.argument("name", required=False)
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--plugin", multiple=True, help="Module that registers what you add (docs/extending.md); repeatable.")
+@command_line.show_version
 def cli(plugin: Texts) -> None:
     """Does a diffusion-guidance result really hold? Make the samples, measure them, compare with the paper."""
     load_plugins(plugin)

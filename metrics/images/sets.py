@@ -22,6 +22,7 @@ from metrics.files import InputError, explained
 from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
 from metrics.machine import machine
+from metrics.sizes import Extent
 
 CHECK_BATCH, MAX_CLASSES = 64, 1_000_000
 
@@ -46,15 +47,8 @@ class ImageSet:
 
     def subset(self, num: int, seed: int | None = None) -> "ImageSet":
         """`num` images in order, the first ones or, with a `seed`, random ones; InputError where there are fewer."""
-        total = len(self._items)
-        if not 1 <= num <= total:
-            raise InputError(f"{self._where}: holds {total} images, so {num} cannot be taken; lower --num")
-        kept, note = np.arange(num), f"took the first {num} of {total} images; --seed takes a random subset"
-        if seed is not None:
-            kept = np.sort(np.random.default_rng(seed).choice(total, num, replace=False))
-            note = f"took {num} of {total} images at random (seed {seed})"
-        notes = [*self._notes, note] if num < total else self._notes
-        return ImageSet(self._sources, self._items[kept], self._skip_bad, notes)
+        kept, notes = choose(self._where, len(self._items), num, seed)
+        return ImageSet(self._sources, self._items[kept], self._skip_bad, [*self._notes, *notes])
 
     def __len__(self) -> int:
         return len(self._checked[0])
@@ -69,14 +63,39 @@ class ImageSet:
         return [finding.size for finding in self._checked[1]]
 
     @cached_property
+    def size(self) -> Extent:
+        """Of the smallest and of the largest image."""
+        return Extent.of(self.sizes)
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """The sha256 of every image's content, [N, 32]."""
+        return np.frombuffer(b"".join(finding.sha256 for finding in self._checked[1]), np.uint8).reshape(-1, 32)
+
+    @cached_property
     def digest(self) -> str:
-        return hashlib.sha256(b"".join(finding.sha256 for finding in self._checked[1])).hexdigest()
+        return hashlib.sha256(self.digests.tobytes()).hexdigest()
+
+    @property
+    def candidates(self) -> int:
+        """How many images there are, those among them that a check would find unusable."""
+        return len(self._items)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether classes are known, which needs no image."""
+        return self._classes is not None
 
     @cached_property
     def labels(self) -> NDArray[np.int64] | None:
-        own = [own_labels(source) for source in self._sources]
-        labels: Any = _folder_classes(self._sources) if any(found is None for found in own) else own
+        labels = self._classes
         return None if labels is None else np.array([labels[s][index] for s, index in self._checked[0]], np.int64)
+
+    @cached_property
+    def _classes(self) -> Any:
+        """Class of each entry of each source."""
+        own = [own_labels(source) for source in self._sources]
+        return _folder_classes(self._sources) if any(found is None for found in own) else own
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -162,6 +181,21 @@ def open_images(paths: str | Path | Sequence[str | Path], skip_bad: bool = False
             raise InputError(f"{source.path}: holds no images ({', '.join(IMAGE_SUFFIXES)}){others}")
     items = [np.stack([np.full(len(s.names), i), np.arange(len(s.names))], axis=1) for i, s in enumerate(sources)]
     return ImageSet(sources, np.concatenate(items), skip_bad)
+
+
+def choose(where: str, total: int, num: int, seed: int | None = None) -> tuple[NDArray[np.int64], list[str]]:
+    """`num` of `total` numbers, ascending, the first ones or, with a `seed`, random ones; with a note if some are left.
+
+    InputError, naming `where` they are of, when there are fewer.
+    """
+    if not 1 <= num <= total:
+        raise InputError(f"{where}: holds {total} images, so {num} cannot be taken; lower --num")
+    if num == total:
+        return np.arange(num), []
+    if seed is None:
+        return np.arange(num), [f"took the first {num} of {total} images; --seed takes a random subset"]
+    kept = np.sort(np.random.default_rng(seed).choice(total, num, replace=False))
+    return kept, [f"took {num} of {total} images at random (seed {seed})"]
 
 
 def _item_name(sources: Sequence[Source], item: Sequence[int]) -> str:

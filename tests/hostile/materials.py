@@ -31,8 +31,10 @@ COMMANDS = {
     "evaluate": ("metrics", ["evaluate", "images", "--ref", "statistics.npz", *EXTRACTION]),
     "compare": (
         "metrics",
-        ["compare", "images", "images.zip", "--ref", "statistics.npz", "--blocks", "2", *EXTRACTION],
+        ["compare", "images", "images.zip", "--ref", "statistics.npz", "--error-blocks", "2", *EXTRACTION],
     ),
+    "several": ("metrics", ["evaluate", "images", "images.zip", "images.tar", "--ref", "statistics.npz", *EXTRACTION]),
+    "list": ("metrics", ["list"]),
     "reference": ("metrics", ["reference", "images", "--out", "new.npz", *EXTRACTION]),
     "features": ("metrics", ["features", "images", "--out", "new.npz", *EXTRACTION]),
     "generate": (

@@ -91,6 +91,15 @@ def test_an_archive_that_is_there_stays(place: Place) -> None:
     place.refuses(*with_output("convert", "--out", "thesis.zip"), "thesis.zip", "is there already")
 
 
+@pytest.mark.parametrize("content", [*FOREIGN_CONTENT[:3], b"metric,detector,value\n", b"\xff\xfe\n1,2\n"])
+def test_a_table_that_is_not_ours_is_not_added_to(place: Place, content: bytes) -> None:
+    (place / "thesis.csv").write_bytes(content)
+    place.refuses("metrics", [*EVALUATE, "--append", "--csv", "thesis.csv"], "thesis.csv")
+    place.refuses("metrics", [*EVALUATE, "--append", "--force", "--csv", "thesis.csv"], "thesis.csv")
+    place.refuses("metrics", [*EVALUATE, "--append", "--csv", "new.csv", "--json", "thesis.csv"], "thesis.csv")
+    place.refuses("metrics", [*EVALUATE, "--append", "--csv", "images/0.png"], "images/0.png")
+
+
 @pytest.mark.parametrize(("name", "option"), FOREIGN)
 def test_its_own_result_is_replaced(place: Place, name: str, option: str) -> None:
     """Its own without being asked, and with --force what is not."""

@@ -142,7 +142,7 @@ def test_statistics_alone_do_not_give_metrics_that_need_features(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ("fid",)}, "metric 'fid' is unknown; did you mean 'fd'"),
+        ({"metrics": ("fdi",)}, "metric 'fdi' is unknown; did you mean 'fd'"),
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"error_blocks": 1}, "leaves out one of at least 2"),
         ({"kid_subset_size": 1}, "kid_subset_size is 1"),

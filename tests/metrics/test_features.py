@@ -1,5 +1,6 @@
 """Extraction: chunk cache, resume, batching, feature files."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from metrics import features
 from metrics.features import FeatureSet, detect, extract
 from metrics.files import InputError
+from metrics.sizes import Extent
 
 
 class MeanColour:
@@ -31,6 +33,10 @@ class MeanColour:
         return images.float().mean(dim=(2, 3)) + self.shift
 
 
+def digest_of(digest: str, pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(digest.encode() + str(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
 class ImageList:
     """Random images in memory, all or some of them of another size."""
 
@@ -39,6 +45,8 @@ class ImageList:
         self.pixels = [rng.integers(0, 256, (sizes[i % len(sizes)], 4, 3), dtype=np.uint8) for i in range(count)]
         self.names = [f"{i:05d}.png" for i in range(count)]
         self.sizes = [image.shape[:2] for image in self.pixels]
+        self.size = Extent.of(self.sizes)
+        self.digests = np.frombuffer(b"".join(digest_of(digest, x) for x in self.pixels), np.uint8).reshape(-1, 32)
         self.digest, self.fail_at = digest, fail_at
         self.labels: np.ndarray | None = np.arange(count) % 3
 

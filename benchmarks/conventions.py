@@ -1,0 +1,158 @@
+"""What a convention costs in FID and KID, on real images: resizers, crops, JPEG, the number of images, bfloat16.
+
+    python -m benchmarks.conventions --images cifar10-train.zip --weights inception.pth --out folder
+
+writes the table of docs/comparable.md, and keeps features in the folder, a file for every 250 images: the same command
+again, after --seconds of work too, goes on where the last one ended. `repro.data.cifar10` makes the zip. Images are
+taken at random. The first ones, treated as the row says, are measured against other, untreated ones; the change is that
+against the same images untreated, so that the choice of images is common to both.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks._hardware import hardware
+from metrics.detectors.inception import InceptionV3
+from metrics.detectors.weights import build
+from metrics.features import FeatureFile, detect, read, write
+from metrics.frechet import frechet_distance, paired_difference
+from metrics.images import open_images
+from metrics.kernel import unbiased_mmd2
+from metrics.statistics import from_features
+
+DRAWN = 3000  # images, in a random order
+COUNT = 2000  # of them that are measured, as many as time allows
+TREATED = 250  # of these; all others are the reference
+REFERENCE = 1000  # images that samples of the sizes NUMBERS are measured against
+NUMBERS = (250, 500, 1000)
+LOW = 125  # images in bfloat16, which is slow without hardware for it
+PIECE, BATCH = 250, 16
+BLOCKS = 10  # of the jackknife
+
+Pixels = NDArray[np.uint8]
+Filter = Image.Resampling
+
+
+def resized(pixels: Pixels, size: int, resampling: Filter) -> Pixels:
+    return np.asarray(Image.fromarray(pixels).resize((size, size), resampling))
+
+
+def doubled_and_back(resampling: Filter) -> Callable[[Pixels], Pixels]:
+    return lambda x: resized(resized(x, 2 * len(x), resampling), len(x), resampling)
+
+
+def doubled(resampling: Filter) -> Callable[[Pixels], Pixels]:
+    return lambda x: resized(x, 2 * len(x), resampling)
+
+
+def jpeg(quality: int) -> Callable[[Pixels], Pixels]:
+    def treated(pixels: Pixels) -> Pixels:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "jpeg", quality=quality)
+        return np.asarray(Image.open(stream))
+
+    return treated
+
+
+def cropped(pixels: Pixels) -> Pixels:
+    margin = len(pixels) // 16
+    return pixels[margin:-margin, margin:-margin]
+
+
+#: Row of the table -> what is done to an image.
+TREATMENTS: dict[str, Callable[[Pixels], Pixels]] = {
+    "up by 2 and back, bilinear": doubled_and_back(Filter.BILINEAR),
+    "up by 2 and back, bicubic": doubled_and_back(Filter.BICUBIC),
+    "up by 2 and back, Lanczos": doubled_and_back(Filter.LANCZOS),
+    "up by 2, then compared, bilinear": doubled(Filter.BILINEAR),
+    "up by 2, then compared, bicubic": doubled(Filter.BICUBIC),
+    "central 28 x 28 of 32 x 32": cropped,
+    "JPEG, quality 95": jpeg(95),
+    "JPEG, quality 90": jpeg(90),
+    "JPEG, quality 75": jpeg(75),
+}
+UNTREATED, BFLOAT16 = "untreated", "Inception in bfloat16"
+Features = NDArray[np.float32]
+
+
+def kid(x: Features, y: Features) -> float:
+    """KID of all images at once, without subsets."""
+    return unbiased_mmd2(torch.from_numpy(x).double(), torch.from_numpy(y).double())
+
+
+def table(found: dict[str, Features]) -> str:
+    plain = found[UNTREATED]
+    others = plain[TREATED:]
+    target = from_features(others)
+    lines = ["| treated | N | FID | change | KID x 1000 | change |", "|---|---|---|---|---|---|"]
+    for name, x in found.items():
+        same = plain[: min(len(x), TREATED)]
+        x, count = x[: len(same)], len(same)
+        fid, kernel = frechet_distance(from_features(x), target), kid(x, others) * 1000
+        if name == UNTREATED:
+            lines.append(f"| nothing | {count} | {fid:.2f} | | {kernel:.2f} | |")
+            continue
+        change, error = paired_difference(x, same, target, BLOCKS)
+        moved = kernel - kid(same, others) * 1000
+        lines.append(f"| {name} | {count} | {fid:.2f} | {change:+.2f} ± {error:.2f} | {kernel:.2f} | {moved:+.2f} |")
+    few = plain[-REFERENCE:]
+    target = from_features(few)
+    lines += ["", f"| N against {REFERENCE} | FID | KID x 1000 |", "|---|---|---|"]
+    for number in NUMBERS:
+        x = plain[:number]
+        lines.append(f"| {number} | {frechet_distance(from_features(x), target):.2f} | {kid(x, few) * 1000:.2f} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--images", type=click.Path(path_type=Path), help="Square images of one size, without loss.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Of Inception; default: as `metrics` finds them.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of kept features and of the table.")
+@click.option("--seconds", type=float, default=float("inf"), help="Begin no further piece after so long.")
+@click.option("--device", default="cpu")
+def main(images: Path | None, weights: Path | None, out: Path | None, seconds: float, device: str) -> None:
+    """Measure the table of docs/comparable.md."""
+    if images is None or out is None:
+        click.echo("takes a quarter of an hour and a set of images: python -m benchmarks.conventions --help")
+        return
+    began = time.monotonic()
+    whole = open_images(images).subset(DRAWN, seed=0)
+    order = np.random.default_rng(0).permutation(DRAWN)
+    wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: LOW}
+    pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, PIECE)]
+    paths = {(name, i): out / f"{''.join(c if c.isalnum() else '-' for c in name)}-{i:05d}.npz" for name, i in pieces}
+    networks = {
+        dtype: build(InceptionV3, "inception", weights, device=device, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    for piece in (piece for piece in pieces if not paths[piece].exists()):
+        if time.monotonic() - began > seconds:
+            raise SystemExit("to be continued: give the same command again")
+        name, start = piece
+        members = order[start : min(start + PIECE, wanted[name])].tolist()
+        pixels = [image for (image,) in whole.batches([[i] for i in members], 0)]
+        treated = [np.ascontiguousarray(TREATMENTS.get(name, lambda x: x)(x)) for x in pixels]
+        network = networks[torch.bfloat16 if name == BFLOAT16 else torch.float32]
+        batches = [treated[i : i + BATCH] for i in range(0, len(treated), BATCH)]
+        features = detect(batches, {"inception": network}, name)
+        write(paths[piece], FeatureFile(features, {"inception": network.tags}))
+        click.echo(f"{paths[piece].name} after {time.monotonic() - began:.0f} s")
+    found = {
+        name: np.concatenate([read(paths[piece]).features["inception"] for piece in pieces if piece[0] == name])
+        for name in wanted
+    }
+    text = f"{table(found)}\n\n{hardware()}\n"
+    (out / "table.md").write_text(text)
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

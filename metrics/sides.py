@@ -1,0 +1,106 @@
+"""The two sides of a measurement as far as they are known before an image is decoded, or features are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from metrics.detectors import Detector
+from metrics.files import InputError
+from metrics.images import ImageSet
+from metrics.measure import Options, Prospect, refusals
+from metrics.references import Reference
+from metrics.sizes import TAG, Extent
+from metrics.statistics import Statistics, Tag, check_tags
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images of which features are to be made, or what is kept of some: features, or for a reference statistics."""
+
+    name: str
+    images: ImageSet | None = None
+    kept: Reference | None = None
+
+    def count(self, detector: str) -> int:
+        """How many images, unusable ones among them; 0 where a file does not say."""
+        if self.images is not None:
+            return self.images.candidates
+        found = self._kept(detector)
+        return found.num_images
+
+    def has_features(self, detector: str) -> bool:
+        """Whether features are at hand or can be made."""
+        return self.kept is None or detector in self.kept.features
+
+    def is_labelled(self, detector: str) -> bool:
+        """Whether the classes are known."""
+        if self.images is not None:
+            return self.images.is_labelled
+        return (
+            self.kept is not None and detector in self.kept.features and self.kept.features[detector].labels is not None
+        )
+
+    def statistics(self, detector: str) -> Statistics | None:
+        """Where these are at hand."""
+        return None if self.kept is None else self.kept.statistics.get(detector)
+
+    def made(self, detector: str, network: Detector | None) -> tuple[Mapping[str, Tag], int] | None:
+        """Tags and dimension of its features; None where these need a network that is not loaded yet."""
+        if self.kept is not None:
+            found = self._kept(detector)
+            return found.tags, found.dim
+        return None if network is None else ({**network.tags, "source": self.name}, network.dim)
+
+    @property
+    def size(self) -> Extent | None:
+        """Of the images, which are checked for it; None where a file does not say."""
+        if self.images is not None:
+            return self.images.size
+        assert self.kept is not None
+        tags = [found.tags for found in (*self.kept.features.values(), *self.kept.statistics.values())]
+        return next(filter(None, (Extent.read(x.get(TAG)) for x in tags)), None)
+
+    def _kept(self, detector: str):  # type: ignore[no-untyped-def]
+        assert self.kept is not None
+        kept = self.kept.check([detector])
+        return kept.features.get(detector) or kept.statistics[detector]
+
+
+def plan(
+    side: Side, target: Side, names: tuple[str, ...], options: Options, networks: Mapping[str, Detector] | None
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """What will be measured of `side` against `target`: metrics of each detector of `names`, and why others of all are
+    left out. `networks` are the detectors, None before they are loaded.
+
+    Raises InputError where something that is asked for by name cannot be measured.
+    """
+    asked: dict[str, tuple[str, ...]] = {}
+    left_out: list[str] = []
+    for name in names:
+        network = None if networks is None else networks.get(name)
+        ours, theirs = side.made(name, network), target.made(name, network)
+        if ours and theirs:
+            check_tags(ours[0], theirs[0])
+            if ours[1] != theirs[1]:
+                where = f"{side.name} and {target.name}: features have {ours[1]} and {theirs[1]} dimensions"
+                raise InputError(f"{where}; use the same detector for both")
+        prospect = Prospect(
+            name,
+            options,
+            side.count(name),
+            target.name,
+            target.count(name),
+            target.has_features(name),
+            target.statistics(name),
+            side.is_labelled(name) and target.is_labelled(name),
+            network,
+            is_loaded=networks is not None,
+        )
+        refused = refusals(prospect)
+        for metric, err in refused.items():
+            if not options.is_optional(metric, name):
+                raise err
+            left_out.append(f"{metric} of {name} is left out: {err}")
+        asked[name] = tuple(metric for metric in options.of(name) if metric not in refused)
+    if not any(asked.values()):
+        raise InputError(f"{side.name}: nothing can be measured: {'; '.join(left_out)}")
+    return asked, left_out
