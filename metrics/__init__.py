@@ -1,7 +1,7 @@
 """Measures images: FID, FD_DINOv2 and their companions, from any folder, archive or training loop."""
 
-from metrics.evaluation import Evaluator, Extractor, compare, evaluate
+from metrics.evaluation import Evaluator, Extractor, compare, evaluate, evaluate_sets
 from metrics.measure import Options
 from metrics.results import Results
 
-__all__ = ["Evaluator", "Extractor", "Options", "Results", "compare", "evaluate"]
+__all__ = ["Evaluator", "Extractor", "Options", "Results", "compare", "evaluate", "evaluate_sets"]

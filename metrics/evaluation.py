@@ -133,8 +133,8 @@ def evaluate(
 
     Raises InputError when something cannot be read, found or measured.
     """
-    options = options or Options(tuple(metrics))
-    return evaluate_sets([images], reference, extractor or Extractor(options.detectors(detectors)), options, num, seed)
+    options = (options or Options(tuple(metrics))).bound(extractor.names if extractor else detectors)
+    return evaluate_sets([images], reference, extractor or Extractor(options.detectors), options, num, seed)
 
 
 def evaluate_sets(

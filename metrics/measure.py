@@ -94,7 +94,7 @@ class Options:
     def _requests(self) -> Iterator["_Request"]:
         for asked in self.metrics:
             names, detector = requested(asked, METRICS)
-            by_name = asked.lower().partition("_")[0] != EVERY
+            by_name = asked.lower() not in (EVERY, f"{EVERY}_{detector}".lower())
             for name in names:
                 only = METRICS[name].detector
                 if detector in ("", only) or not only:

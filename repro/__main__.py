@@ -108,7 +108,14 @@ def stage_command(stage: str, key: str) -> None:
 @click.option("--sigma-min", type=float, help=f"Last noise level; {Solver.sigma_min} by default.")
 @click.option("--sigma-max", type=float, help=f"First noise level; {Solver.sigma_max} by default.")
 @click.option("--schedule", type=PATH, help="Noise levels that `repro schedule` found for so many steps.")
-@click.option("--batch-size", "batch", type=int, default=32, show_default=True, help="Part of the configuration.")
+@click.option(
+    "--batch-size",
+    "batch",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Part of the configuration.",
+)
 @click.option("--out", type=PATH, required=True, help="Folder for shards and grid.png.")
 @click.option("--verify", "distrust", is_flag=True, help="Read every finished shard again, also those verified before.")
 def generate_command(

@@ -24,7 +24,7 @@ PUBLIC = {
     ),
     "repro.training": ("EDM2Loss", "learning_rate"),
     "repro.data": ("center_crop_dhariwal",),
-    "metrics": ("evaluate",),
+    "metrics": ("evaluate", "evaluate_sets"),
     "metrics.detectors": ("load",),
     "metrics.statistics": ("Moments", "Statistics", "load", "save"),
     "metrics.frechet": ("frechet_distance", "frechet_with_error", "paired_difference", "fd_infinity"),

@@ -22,6 +22,7 @@ from metrics.files import InputError, explained
 from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
 from metrics.machine import machine
+from metrics.progress import progress
 from metrics.sizes import Extent
 
 CHECK_BATCH, MAX_CLASSES = 64, 1_000_000
@@ -132,7 +133,11 @@ class ImageSet:
         """Usable items [N, 2] as (source, entry), what was found of each, and what is wrong with the others."""
         rank, world = distributed.rank(), distributed.world_size()
         shares = [self._items[i : i + CHECK_BATCH] for i in range(0, len(self._items), CHECK_BATCH)]
-        mine = list(_in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()))
+        mine, total = list[list[Any]](), sum(map(len, shares[rank::world]))
+        with progress("check of the images", total=total, hidden=rank > 0) as bar:
+            for found in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()):
+                mine.append(found)
+                bar.update(len(found))
         everyone = [mine] * world
         if world > 1:
             dist.all_gather_object(everyone, mine)

@@ -161,7 +161,9 @@ def test_csv_and_json_carry_tags_digests_and_versions(pair: tuple[Path, Path, np
     assert float(row["value"]) == report.measurements[0].value
     assert row["weights_sha256"] == "0" * 64
     assert row["tf32"] == "off"
-    for key in ("images_digest", "reference_digest", "device", "versions"):
+    assert row["images"] == str(fake)
+    assert report.as_dict()["sets"] == [{key: row[key] for key in ("images", "images_digest", "images_size")}]
+    for key in ("reference_digest", "device", "versions"):
         assert row[key] == report.as_dict()[key] != ""
     assert report.as_dict()["detectors"]["planes"]["resize"] == "none"
 

@@ -4,11 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from metrics import __main__ as metrics_line
 from metrics.files import InputError
+from metrics.results import version
 from repro import __main__ as command_line
 from repro.pipeline import cleaning
 from repro.sampling.shards import read_shard
@@ -129,6 +133,38 @@ def test_the_doctor_finds_a_machine_without_network_healthy(
     assert caught.value.code == 0, output
     assert "ok   golden sample on cpu" in output
     assert "github.com is out of reach (no route)" in output
+
+
+def options(command: click.Command) -> Iterator[click.Option]:
+    """Of a command and of those below it."""
+    yield from (x for x in command.params if isinstance(x, click.Option))
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from options(below)
+
+
+def test_both_command_lines_say_their_version(capsys: pytest.CaptureFixture[str]) -> None:
+    run("--version")
+    said = capsys.readouterr().out
+    assert said == f"autoguidance-repro {version()}\n"
+    assert metrics_line.main(["--version"]) == 0
+    assert capsys.readouterr().out == said
+
+
+def test_an_option_of_both_command_lines_is_the_same_in_both() -> None:
+    """But for a default: name, type, whether it is a flag and whether it may be repeated."""
+
+    def kinds(group: click.Group) -> dict[str, set[tuple[str, bool, bool]]]:
+        found: dict[str, set[tuple[str, bool, bool]]] = {}
+        for option in options(group):
+            for name in option.opts:
+                found.setdefault(name, set()).add((str(option.type.to_info_dict()), option.is_flag, option.multiple))
+        return found
+
+    ours, theirs = kinds(metrics_line.cli), kinds(command_line.cli)
+    shared = ours.keys() & theirs.keys()
+    assert {"--plugin", "--version", "--out", "--workers", "--batch-size", "--skip-bad", "--force"} <= shared
+    assert {name: ours[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert all(len(ours[name]) == 1 for name in ours)
 
 
 def test_both_packages_import_without_dvc() -> None:
