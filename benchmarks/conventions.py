@@ -2,10 +2,10 @@
 
     python -m benchmarks.conventions --images cifar10-train.zip --weights inception.pth --out folder
 
-writes the table of docs/comparable.md, and keeps features in the folder, a file for every 250 images: the same command
-again, after --seconds of work too, goes on where the last one ended. `repro.data.cifar10` makes the zip. Images are
-taken at random. The first ones, treated as the row says, are measured against other, untreated ones; the change is that
-against the same images untreated, so that the choice of images is common to both.
+writes the table of docs/comparable.md, and keeps features in the folder, in files of 250 images or fewer: the same
+command again, after --seconds of work too, goes on where the last one ended. `repro.data.cifar10` makes the zip. Images
+are taken at random. The first ones, treated as the row says, are measured against other, untreated ones; the change is
+that against the same images untreated, so that the choice of images is common to both.
 """
 
 import io
@@ -29,12 +29,12 @@ from metrics.kernel import unbiased_mmd2
 from metrics.statistics import from_features
 
 DRAWN = 3000  # images, in a random order
-COUNT = 2000  # of them that are measured, as many as time allows
+COUNT = 1750  # of them that are measured, as many as time allows
 TREATED = 250  # of these; all others are the reference
-REFERENCE = 1000  # images that samples of the sizes NUMBERS are measured against
+REFERENCE = 750  # images that samples of the sizes NUMBERS are measured against
 NUMBERS = (250, 500, 1000)
 LOW = 125  # images in bfloat16, which is slow without hardware for it
-PIECE, BATCH = 250, 16
+PIECE, SMALL, BATCH = 250, 125, 16  # images in a file of features, untreated and treated, and in a batch
 BLOCKS = 10  # of the jackknife
 
 Pixels = NDArray[np.uint8]
@@ -127,7 +127,9 @@ def main(images: Path | None, weights: Path | None, out: Path | None, seconds: f
     whole = open_images(images).subset(DRAWN, seed=0)
     order = np.random.default_rng(0).permutation(DRAWN)
     wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: LOW}
-    pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, PIECE)]
+    lengths = {name: PIECE if name == UNTREATED else SMALL for name in wanted}
+    pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, lengths[name])]
+    pieces.sort(key=lambda piece: (piece[0] != UNTREATED, piece[1]))
     paths = {(name, i): out / f"{''.join(c if c.isalnum() else '-' for c in name)}-{i:05d}.npz" for name, i in pieces}
     networks = {
         dtype: build(InceptionV3, "inception", weights, device=device, dtype=dtype)
@@ -137,7 +139,7 @@ def main(images: Path | None, weights: Path | None, out: Path | None, seconds: f
         if time.monotonic() - began > seconds:
             raise SystemExit("to be continued: give the same command again")
         name, start = piece
-        members = order[start : min(start + PIECE, wanted[name])].tolist()
+        members = order[start : min(start + lengths[name], wanted[name])].tolist()
         pixels = [image for (image,) in whole.batches([[i] for i in members], 0)]
         treated = [np.ascontiguousarray(TREATMENTS.get(name, lambda x: x)(x)) for x in pixels]
         network = networks[torch.bfloat16 if name == BFLOAT16 else torch.float32]
