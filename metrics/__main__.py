@@ -144,7 +144,8 @@ def evaluate(
             raise InputError("--append adds rows to a CSV; name it with --csv")
         command_line.check_append(csv, columns())
     load_plugins(given.pop("plugin"))
-    options = Options(**{field.name: given.pop(field.name) for field in fields(Options)}).bound(given["names"])
+    chosen = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
+    options = Options(**chosen).bound(given["names"])
     extractor = _extractor(**given | {"names": options.detectors})
     results = evaluation.evaluate_sets(sets, ref, extractor, options, num, seed, strict_size)
     return _output(results, json, csv, append)

@@ -43,6 +43,8 @@ class Options:
     k: int = 3
     #: Nearest neighbours of density and coverage, as `k` of precision and recall.
     k_density: int = 5
+    #: Detectors in whose features metrics that name none are measured; empty: any.
+    otherwise: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -67,15 +69,8 @@ class Options:
         return any(x.by_name and METRICS[x.metric].needs_network for x in self._requests())
 
     def bound(self, names: Iterable[str]) -> "Options":
-        """The same, with what names no detector asked for in the features of all of `names`."""
-        metrics: list[str] = []
-        for asked in self.metrics:
-            meant, detector = requested(asked, METRICS)
-            for metric in (EVERY,) if asked.lower() == EVERY else () if detector else meant:
-                only = METRICS[metric].detector if metric in METRICS else ""
-                metrics += [f"{metric}_{name}" for name in ((only,) if only else names)]
-            metrics += [asked] if detector else []
-        return replace(self, metrics=tuple(dict.fromkeys(metrics)))
+        """The same, with what names no detector asked for in the features of all of `names`, unless that is settled."""
+        return self if self.otherwise else replace(self, otherwise=tuple(names))
 
     @property
     def detectors(self) -> tuple[str, ...]:
@@ -97,10 +92,11 @@ class Options:
             by_name = asked.lower() not in (EVERY, f"{EVERY}_{detector}".lower())
             for name in names:
                 only = METRICS[name].detector
-                if detector in ("", only) or not only:
-                    yield _Request(name, only or detector, by_name)
-                elif by_name:
+                if by_name and only and detector not in ("", only):
                     raise InputError(f"{name} is defined in features of {only} only, not of {detector}; ask for {name}")
+                for place in (detector,) if detector else (only,) if only and by_name else self.otherwise or ("",):
+                    if not only or place in ("", only):
+                        yield _Request(name, only or place, by_name)
 
 
 class _Request(NamedTuple):
