@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -86,8 +87,10 @@ def check_outputs(
 
 def _check_file(path: Path, inputs: Sequence[str], force: bool) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{path}: nothing can be written to {parent}; name another path")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()  # what permissions say is not true of every file system and user
+    except OSError:
+        raise InputError(f"{path}: nothing can be written to {parent}; name another path") from None
     if not os.path.lexists(path) and str(path) != "-":
         return
     if path.is_symlink() or not path.is_file():

@@ -96,4 +96,5 @@ def requested(name: str, metrics: Iterable[str]) -> tuple[tuple[str, ...], str]:
     for spelled in (name, name.lower()):
         if spelled in known:
             return known[spelled]
-    raise InputError(f"metric '{name}' is unknown{nearest(name, known)}")
+    near = nearest(name, known)
+    raise InputError(f"metric '{name}' is unknown{near if 'did you mean' in near else nearest(name, plain)}")

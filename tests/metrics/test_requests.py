@@ -203,6 +203,10 @@ IMPOSSIBLE: dict[str, tuple[Case, str]] = {
         lambda t: [*evaluate(folder(t / "a"), ref=statistics_file(t / "r.npz")), "--json", str(t / "a")],
         "name a file",
     ),
+    "an output where not even root can write": (
+        lambda t: [*evaluate(folder(t / "a"), ref=statistics_file(t / "r.npz")), "--json", "/proc/self/x.json"],
+        "nothing can be written to /proc/self",
+    ),
     "a metric in features that it is not defined in": (
         lambda t: [*evaluate(folder(t / "a"), ref=statistics_file(t / "r.npz")), "--metrics", "fd,is_hue"],
         "inception_score is defined in features of inception only",
