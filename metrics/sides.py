@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metrics.detectors import Detector
+from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.images import ImageSet
 from metrics.measure import Options, Prospect, refusals
@@ -59,7 +60,7 @@ class Side:
         tags = [found.tags for found in (*self.kept.features.values(), *self.kept.statistics.values())]
         return next(filter(None, (Extent.read(x.get(TAG)) for x in tags)), None)
 
-    def _kept(self, detector: str):  # type: ignore[no-untyped-def]
+    def _kept(self, detector: str) -> FeatureSet | Statistics:
         assert self.kept is not None
         kept = self.kept.check([detector])
         return kept.features.get(detector) or kept.statistics[detector]
