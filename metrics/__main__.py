@@ -62,7 +62,7 @@ REFERENCE = Option(
 STRICT = Option(["--strict-size"], is_flag=True, help="Stop where image sizes make a value questionable.")
 PLUGIN = Option(["--plugin"], multiple=True, help="Module that registers detectors or metrics of your own.")
 EXTRACTION = [
-    Option(["--detectors", "names"], default="inception", callback=_split, help="Comma-separated: also dinov2, ..."),
+    Option(["--detectors", "names"], default="inception", callback=_split, help="Where metrics name none: dinov2, ..."),
     Option(["--weights"], multiple=True, callback=_weights, help="[DETECTOR=]PATH of weights on this machine."),
     PLUGIN,
     Option(["--resize"], default="torch", type=click.Choice(["torch", "pil"]), help="Of dinov2."),
@@ -75,7 +75,7 @@ EXTRACTION = [
 ]
 SUBSET = [
     Option(["--num"], type=click.IntRange(min=2), help="Measure this many images, or rows of a feature file."),
-    Option(["--seed"], type=int, help="Choose them at random; default: the first ones."),
+    Option(["--seed"], type=click.IntRange(min=0), help="Choose them at random; default: the first ones."),
 ]
 METRIC = [
     Option(
@@ -98,12 +98,6 @@ OUTPUT = [
     STRICT,
 ]
 FILE = [IMAGES, Option(["--out"], type=PATH, required=True, help="npz file to write."), FORCE, *SUBSET, *EXTRACTION]
-
-
-def _extractor(plugin: Sequence[str], resize: str, cache: Path | None, no_cache: bool, **given: Any) -> Extractor:
-    load_plugins(plugin)
-    kept = None if no_cache else cache or cache_root() / "features"
-    return Extractor(cache=kept, settings={"dinov2": {"resize": resize}}, **given)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True})

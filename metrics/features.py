@@ -193,8 +193,8 @@ def extract(
             found = detect((next(decoded) for _ in batches[chunk]), lacking[chunk], where, bar)
             for name, features in found.items():
                 write(files[name][chunk], FeatureFile({name: features}, {name: detectors[name].tags}))
-    found = {"source_digest": images.digest, TAG: str(images.size)}
-    tags = {name: {**detector.tags, **found} for name, detector in detectors.items()}
+    source = {"source_digest": images.digest, TAG: str(images.size)}
+    tags = {name: {**detector.tags, **source} for name, detector in detectors.items()}
     return {
         name: FeatureSet(count, detector.dim, files[name], tags[name], images.labels, shared=True, keeper=keeper)
         for name, detector in detectors.items()

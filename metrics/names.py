@@ -86,7 +86,7 @@ def requested(name: str, metrics: Iterable[str]) -> tuple[tuple[str, ...], str]:
     `fid_infinity`, `fd_dinov2`), or one of the first two with a detector behind it (`kid_dinov2`), in any case.
     Raises InputError with the nearest where it is none of these.
     """
-    plain = {metric: (metric,) for metric in metrics}
+    plain: dict[str, tuple[str, ...]] = {metric: (metric,) for metric in metrics}
     plain |= {alias: meant for alias, meant in ALIASES.items() if {*meant} <= plain.keys()} | {EVERY: (*plain,)}
     known: dict[str, tuple[tuple[str, ...], str]] = {}
     for detector, space in SPACES.items():

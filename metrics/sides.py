@@ -57,8 +57,8 @@ class Side:
         if self.images is not None:
             return self.images.size
         assert self.kept is not None
-        tags = [found.tags for found in (*self.kept.features.values(), *self.kept.statistics.values())]
-        return next(filter(None, (Extent.read(x.get(TAG)) for x in tags)), None)
+        kept: list[FeatureSet | Statistics] = [*self.kept.features.values(), *self.kept.statistics.values()]
+        return next(filter(None, (Extent.read(x.tags.get(TAG)) for x in kept)), None)
 
     def _kept(self, detector: str) -> FeatureSet | Statistics:
         assert self.kept is not None

@@ -135,9 +135,9 @@ class ImageSet:
         shares = [self._items[i : i + CHECK_BATCH] for i in range(0, len(self._items), CHECK_BATCH)]
         mine, total = list[list[Any]](), sum(map(len, shares[rank::world]))
         with progress("check of the images", total=total, hidden=rank > 0) as bar:
-            for found in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()):
-                mine.append(found)
-                bar.update(len(found))
+            for checked in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()):
+                mine.append(checked)
+                bar.update(len(checked))
         everyone = [mine] * world
         if world > 1:
             dist.all_gather_object(everyone, mine)
