@@ -212,11 +212,15 @@ def compare(
     target, names = extractor.open_reference(reference), tuple(extractor.names)
     opened = {"A": extractor.open(first), "B": extractor.open(second)}
     makes_features = any(side.images is not None for side in (target, *opened.values()))
-    for networks in (None, extractor.detectors if makes_features else {}):
-        for given in opened.values():
-            plan(given, target, names, Options(error_blocks=num_blocks), networks)
+
+    def check(networks: Mapping[str, Detector] | None) -> None:
+        for side in opened.values():
+            plan(side, target, names, Options(error_blocks=num_blocks), networks)
         for name in names if not extractor.skip_bad else ():
-            check_paired(*(given.count(name) for given in opened.values()))
+            check_paired(*(side.count(name) for side in opened.values()))
+
+    check(None)  # what needs no network to be found out costs no time
+    check(extractor.detectors if makes_features else {})
     notes = _sizes([*opened.values()], target, strict_size)
     real = extractor.extract(target)
     sides = {label: extractor.extract(side) for label, side in opened.items()}
