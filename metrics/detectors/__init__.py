@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metrics.detectors.dinov2 import DINOv2
-from metrics.detectors.inception import InceptionV3
+from metrics.detectors.inception import InceptionSpatial, InceptionV3
 from metrics.detectors.weights import build
 from metrics.files import explained
 from metrics.names import SPACES, Name, Space
@@ -64,6 +64,11 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
 
 
 register("inception", partial(build, InceptionV3, "inception"), "fid", "Inception", Name("FID", -1, 2))
+register(
+    "inception-spatial",
+    partial(build, InceptionSpatial, "inception-spatial"),
+    *("sfid", "Inception, spatial", Name("sFID", -1, 2)),
+)
 for _name, _label in {"dinov2": "DINOv2", "dinov2-b": "DINOv2-B", "dinov2-s": "DINOv2-S"}.items():
     _distance = Name(f"FD_{_label}", -1, 2, rf"FD$_\mathrm{{{_label}}}$")
     register(_name, partial(build, DINOv2, _name, name=_name), None, _label, _distance)

