@@ -1,7 +1,19 @@
 """Image sets: where they lie, what is in them, their pixels."""
 
+from metrics.images.builtin import DATASETS
 from metrics.images.decoding import decode
 from metrics.images.sets import ImageSet, choose, open_images, own_labels
 from metrics.images.sources import LABELS, Source, ZipSource, open_sources
 
-__all__ = ["LABELS", "ImageSet", "Source", "ZipSource", "choose", "decode", "open_images", "open_sources", "own_labels"]
+__all__ = [
+    "DATASETS",
+    "LABELS",
+    "ImageSet",
+    "Source",
+    "ZipSource",
+    "choose",
+    "decode",
+    "open_images",
+    "open_sources",
+    "own_labels",
+]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from metrics import distributed
 from metrics.files import InputError, explained
+from metrics.images.builtin import resolve
 from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
 from metrics.machine import machine
@@ -167,13 +168,14 @@ class ImageSet:
 def open_images(paths: str | Path | Sequence[str | Path], skip_bad: bool = False) -> ImageSet:
     """The images of a folder (with what is below it), zip, tar, compressed tar or npz, or of a list of these.
 
-    A folder may hold archives instead of images; then they are read in the order of their names. With `skip_bad`,
-    images that cannot be used are left out, and named in `warnings`.
+    A folder may hold archives instead of images; then they are read in the order of their names. A name of
+    `metrics.images.DATASETS` stands for that data set. With `skip_bad`, images that cannot be used are left out, and
+    named in `warnings`.
 
     InputError: nothing there, no images, a broken or hostile archive; what is wrong with single images is said when
     the set is first used, in one message for all of them.
     """
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [resolve(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not given:
         raise InputError("no path to images was given")
     path, count = Counter(os.path.realpath(path) for path in given).most_common(1)[0]

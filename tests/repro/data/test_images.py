@@ -17,7 +17,7 @@ from repro.data import FEATURES, REFERENCE, ImageDataset
 from repro.data.archives import item_names, labels_entry
 from repro.data.kinds import ImageFiles
 from repro.pixels import encode_png, write_zip
-from tests.repro.cifar10_in_small import COUNT, photographs
+from tests.metrics.images.cifar10_in_small import COUNT, photographs
 
 
 class Thumbnails:

@@ -17,7 +17,7 @@ from repro.networks import Precond
 from repro.pipeline import acquire, stages
 from repro.strict import build, facts
 from repro.study import Study, cost
-from tests.repro.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
+from tests.metrics.images.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDY = ROOT / "studies" / "cifar10.yaml"
