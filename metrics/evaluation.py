@@ -18,6 +18,7 @@ import torch
 
 from metrics import distributed, features, images, references, sizes
 from metrics.detectors import Detector, load
+from metrics.detectors.weights import NETWORKS
 from metrics.files import InputError, sha256_file
 from metrics.frechet import check_paired, frechet_distance, paired_difference
 from metrics.measure import Options, cautions, check_reference, measure, said
@@ -48,13 +49,14 @@ class Extractor:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}, expected at least 1")
-        if stray := sorted(set(self.weights) - set(self.names)):
+        if stray := sorted(set(self.weights) - {*self.names, *(NETWORKS.get(x) for x in self.names)}):
             raise InputError(f"weights given for '{stray[0]}', which is not among the detectors {list(self.names)}")
 
     @cached_property
     def detectors(self) -> dict[str, Detector]:
         device = self.device or str(distributed.device())
-        return {x: load(x, self.weights.get(x), device, **self.settings.get(x, {})) for x in self.names}
+        weights = {x: self.weights.get(x, self.weights.get(NETWORKS.get(x, x))) for x in self.names}
+        return {x: load(x, weights[x], device, **self.settings.get(x, {})) for x in self.names}
 
     def open(self, source: Paths, num: int | None = None, seed: int | None = None) -> Side:
         """An image set (anything `open_images` reads, or a list of such) or a feature file, with no image decoded.
@@ -74,15 +76,20 @@ class Extractor:
         found = Reference(name, sha256_file(name), features=kept, warnings=notes)
         return Side(name, kept=found.check(self.names))
 
-    def open_reference(self, source: Paths | Reference) -> Side:
-        """A statistics file, a registered name, a feature file, or images; or a reference at hand."""
+    def open_reference(self, source: Paths | Reference, options: Options | None = None) -> Side:
+        """A statistics file, a published name, a feature file, or images; or a reference at hand.
+
+        Images that lie beside statistics serve where the options may want features.
+        """
         if not isinstance(source, Reference):
             paths = _listed(source)
             found = references.load(paths[0]) if len(paths) == 1 else None
             if found is None:
                 return self.open(source)
             source = found
-        return Side(source.source, kept=source.check(self.names))
+        is_wanted = options is not None and any(options.uses_reference_features(name) for name in self.names)
+        some = images.open_images(source.images, self.skip_bad) if source.images and is_wanted else None
+        return Side(source.source, some, source.check(self.names))
 
     def extract(self, side: Side) -> Reference:
         """Its features, or what is kept of them."""
@@ -91,6 +98,8 @@ class Extractor:
             return side.kept
         found = features.extract(side.images, self.detectors, self.cache, self.batch_size, self.num_workers)
         tagged = {key: replace(x, tags={**x.tags, "source": side.name}) for key, x in found.items()}
+        if side.kept is not None:
+            return replace(side.kept, features=tagged, warnings=[*side.kept.warnings, *side.images.warnings])
         return Reference(side.name, side.images.digest, features=tagged, warnings=side.images.warnings)
 
     def read(self, source: Paths, num: int | None = None, seed: int | None = None) -> Reference:
@@ -99,7 +108,8 @@ class Extractor:
 
     def reference(self, source: Paths | Reference, options: Options | None = None) -> Reference:
         """What `open_reference` opens, read; InputError when it cannot give what the options ask of these detectors."""
-        return check_reference(self.extract(self.open_reference(source)), self.names, options or Options())
+        options = options or Options()
+        return check_reference(self.extract(self.open_reference(source, options)), self.names, options)
 
 
 def _listed(source: Paths) -> list[str]:
@@ -151,7 +161,7 @@ def evaluate_sets(
     What fails although nothing spoke against it is among `missing` of the results, with the rest measured; where
     nothing is left that is an InputError. With `strict_size` sizes that `metrics.sizes.cautions` warns of are one too.
     """
-    target = extractor.open_reference(reference)
+    target = extractor.open_reference(reference, options)
     sides = [extractor.open(images, num, seed) for images in sets]
     if len({side.name for side in sides}) < len(sides):
         raise InputError(f"{', '.join(side.name for side in sides)}: one set is given twice; name each once")

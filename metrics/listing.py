@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tabulate import tabulate
 
+from metrics.catalogue import REFERENCES
 from metrics.detectors import DETECTORS
 from metrics.detectors.weights import WEIGHTS, locate
+from metrics.images import DATASETS
 from metrics.measure import METRICS
 from metrics.names import ALIASES, VALUES, space
-from metrics.references import REGISTRY
 
 Rows = Iterator[tuple[str, ...]]
 
@@ -35,9 +36,12 @@ def _metrics() -> Rows:
 
 
 def _references() -> Rows:
-    yield "reference", "where it is from"
-    for name, entry in REGISTRY.items():
-        yield name, str(entry)
+    yield "reference", "images", "side", "detectors", "cited", "where it is from"
+    for name, known in REFERENCES.items():
+        detectors = ", ".join(known.detectors) + (", with images" if known.has_images else "")
+        yield name, str(known.num_images), str(known.resolution), detectors, known.cited, known.url
+    for name in DATASETS:
+        yield name, "", "", "any", "", "the data set's images, which may also be measured"
 
 
 #: Kind -> the lines of its table, the first one its heading.

@@ -63,6 +63,10 @@ class Options:
         """Those of the metrics asked for by name that statistics of the reference are not enough for."""
         return sorted({x.metric for x in self._requests() if x.by_name and METRICS[x.metric].needs_reference_features})
 
+    def uses_reference_features(self, detector: str) -> bool:
+        """Whether any of the metrics asked for in a detector's features, be it as one of all, needs the reference's."""
+        return any(METRICS[name].needs_reference_features for name in self.of(detector))
+
     @property
     def needs_network(self) -> bool:
         """Whether a metric that is asked for by name asks the detector for more than features."""

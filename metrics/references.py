@@ -2,27 +2,30 @@
 
 Our own npz of `metrics reference` and `metrics features` hold one or more detectors; EDM2's pickle is {num_images,
 fid: {mu, sigma}, fd_dinov2: {mu, sigma}}; EDM's, ADM's and pytorch-fid's npz hold `mu` and `sigma` of Inception's
-features. The foreign formats say nothing of weights, resize or arithmetic, so those tags cannot be checked.
+features, ADM's also `mu_s` and `sigma_s` of the sFID's, and in `arr_0` some of the images. The foreign formats say
+nothing of weights, resize or arithmetic, so those tags cannot be checked.
 """
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from metrics import features, files
-from metrics.detectors.inception import InceptionV3
+from metrics.catalogue import REFERENCES
+from metrics.detectors.inception import InceptionSpatial, InceptionV3
 from metrics.features import FeatureSet
-from metrics.files import PUBLISHED, Downloads, InputError, Source, explained, sha256_file
+from metrics.files import Downloads, InputError, Source, explained, nearest, sha256_file
 from metrics.files.reading import NUMPY_GLOBALS, load_pickle
+from metrics.images import DATASETS
 from metrics.statistics import Statistics, from_arrays, to_arrays
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}
-#: Public reference files by name; the digest is recorded at the first download and enforced from then on.
-REGISTRY = {name: f"{PUBLISHED}/dataset-refs/{name}.pkl" for name in ("img512", "img64")}
+#: In the npz of EDM, ADM and pytorch-fid: what stands behind `mu` and `sigma` -> the detector.
+NPZ_DETECTORS = {"": InceptionV3, "_s": InceptionSpatial}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Reference:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     features: Mapping[str, FeatureSet] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    #: Beside statistics: a file with some of the images, which serve where statistics are not enough.
+    images: Path | None = None
 
     def check(self, detectors: Iterable[str]) -> Self:
         """Itself; raises InputError when one of the detectors is missing."""
@@ -54,21 +59,38 @@ class Reference:
 
 
 def load(source: str | Path) -> Reference | None:
-    """Read a reference file or registry name; None for images. Raises InputError when it is missing or broken."""
+    """Read a reference file, or a published one by its name; None for images.
+
+    Raises InputError when it is missing or broken.
+    """
     path, name = Path(source), str(source)
     if not path.exists():
-        if name not in REGISTRY:
-            raise InputError(f"{name}: no such file, folder or registered reference ({', '.join(REGISTRY)})")
-        folder, remedy = files.cache_root() / "references", f"give a path instead of {name}"
-        published = Source(f"{name}.pkl", folder / f"{name}.pkl", urls=[REGISTRY[name]], remedy=remedy, check=read_edm2)
-        (path,) = files.fetch([published], Downloads.cached(folder))
+        if name in DATASETS:
+            return None
+        if name not in REFERENCES:
+            known = nearest(name, [*REFERENCES, *DATASETS])
+            raise InputError(f"{name}: no such file, folder, published reference or built-in data set{known}")
+        return _load_published(name)
     if path.suffix == ".pkl":
         return Reference(name, sha256_file(path), read_edm2(path))
+    keys = _npz_keys(path)
     if holds_features(path):
         return Reference(name, sha256_file(path), features=features.load(path))
-    if any(key.rpartition("/")[2] in ("mu", "sigma") for key in _npz_keys(path)):
-        return Reference(name, sha256_file(path), _read_npz(path))
+    if any(key.rpartition("/")[2] in ("mu", "sigma") for key in keys):
+        return Reference(name, sha256_file(path), _read_npz(path), images=path if "arr_0" in keys else None)
     return None
+
+
+def _load_published(name: str) -> Reference:
+    known, folder = REFERENCES[name], files.cache_root() / "references"
+    path = folder / f"{name}{known.suffix}"
+    check = read_edm2 if known.suffix == ".pkl" else _read_npz
+    remedy = f"give a path instead of {name}"
+    files.fetch([Source(path.name, path, known.sha256, [known.url], remedy, check)], Downloads.cached(folder))
+    found = load(path)
+    assert found is not None  # it was checked
+    statistics = {x: replace(s, num_images=s.num_images or known.num_images) for x, s in found.statistics.items()}
+    return replace(found, source=name, statistics=statistics)
 
 
 def save(stats: Mapping[str, Statistics], path: str | Path) -> None:
@@ -89,15 +111,25 @@ def _npz_keys(path: Path) -> list[str]:
 
 
 def _read_npz(path: Path) -> dict[str, Statistics]:
-    arrays = files.load_npz(path)
+    arrays = files.load_npz(path, leave_out=("arr_0", "arr_1"))  # images and classes
     if prefixes := sorted(key.removesuffix("mu") for key in arrays if key.endswith("/mu")):
         return {prefix.removesuffix("/"): from_arrays(arrays, path, prefix) for prefix in prefixes}
-    count = len(arrays["arr_0"]) if "arr_0" in arrays else 0
-    stats = from_arrays(arrays, path) if "tags" in arrays else _foreign(arrays, path, "inception", count)
-    if "tags" not in arrays and stats.dim != InceptionV3.dim:
-        found = f"{path}: mu has shape {stats.mu.shape}, expected ({InceptionV3.dim},) of Inception"
+    if "tags" in arrays:
+        stats = from_arrays(arrays, path)
+        return {str(stats.tags.get("detector", "inception")): stats}
+    return {
+        kind.detector: _of_inception(arrays, path, behind, kind)
+        for behind, kind in NPZ_DETECTORS.items()
+        if not behind or f"mu{behind}" in arrays
+    }
+
+
+def _of_inception(arrays: Mapping[str, Any], path: Path, behind: str, kind: type[InceptionV3]) -> Statistics:
+    stats = _foreign(arrays, path, kind.detector, 0, behind)  # arr_0 holds only some of the images that they are of
+    if stats.dim != kind.dim:
+        found = f"{path}: mu{behind} has shape {stats.mu.shape}, expected ({kind.dim},) of {kind.detector}"
         raise InputError(f"{found}; make a tagged reference of another detector with `metrics reference`")
-    return {str(stats.tags.get("detector", "inception")): stats}
+    return stats
 
 
 def read_edm2(path: Path) -> dict[str, Statistics]:
@@ -111,10 +143,11 @@ def read_edm2(path: Path) -> dict[str, Statistics]:
     return {name: _foreign(known[key], f"{path}: {key}", name, count) for key, name in found.items()}
 
 
-def _foreign(content: Mapping[str, Any], where: str | Path, detector: str, count: int) -> Statistics:
-    """Statistics of a format without tags; `count` is 0 where the format does not say."""
-    for key in ("mu", "sigma"):
+def _foreign(content: Mapping[str, Any], where: str | Path, detector: str, count: int, behind: str = "") -> Statistics:
+    """Statistics of a format without tags; `count` is 0 where the format does not say; `behind`: see NPZ_DETECTORS."""
+    keys = [f"{name}{behind}" for name in ("mu", "sigma")]
+    for key in keys:
         if not isinstance(content.get(key), np.ndarray) or content[key].dtype.kind != "f":
             raise InputError(f"{where}: '{key}' is missing or no array of floats; download or make the file again")
-    mu, sigma = (np.array(content[key], dtype=np.float64, order="C") for key in ("mu", "sigma"))
+    mu, sigma = (np.array(content[key], dtype=np.float64, order="C") for key in keys)
     return Statistics(count, mu, sigma, {"detector": detector, "source": str(where)})

@@ -15,7 +15,10 @@ from metrics.statistics import Statistics, Tag, check_tags
 
 @dataclass(frozen=True)
 class Side:
-    """Images of which features are to be made, or what is kept of some: features, or for a reference statistics."""
+    """Images of which features are to be made, or what is kept of some: features, or for a reference statistics.
+
+    A reference may have both: statistics of all images, and some of the images, for what statistics are not enough for.
+    """
 
     name: str
     images: ImageSet | None = None
@@ -30,7 +33,7 @@ class Side:
 
     def has_features(self, detector: str) -> bool:
         """Whether features are at hand or can be made."""
-        return self.kept is None or detector in self.kept.features
+        return self.images is not None or (self.kept is not None and detector in self.kept.features)
 
     def is_labelled(self, detector: str) -> bool:
         """Whether the classes are known."""

@@ -9,7 +9,7 @@ import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self
 
@@ -33,14 +33,18 @@ def check_file(path: str | Path) -> None:
         raise InputError(f"{path}: {found.st_size} bytes, expected a regular file of at most {MAX_BYTES}")
 
 
-def load_npz(path: str | Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an npz; InputError if it is missing, broken, above `MAX_BYTES`, or not what its headers say."""
+def load_npz(path: str | Path, leave_out: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+    """All arrays of an npz but those to `leave_out`, which may be too large to hold.
+
+    InputError if it is missing, broken, above `MAX_BYTES`, or not what its headers say.
+    """
     if not Path(path).exists():
         raise InputError(f"{path}: no such file")
     check_file(path)
     with explained(f"{path}: not a sound npz file"), zipfile.ZipFile(path) as archive:
         check_archive(archive, path)
-        return {e.filename.removesuffix(".npy"): read_npy(archive, e, path) for e in archive.infolist()}
+        entries = {e.filename.removesuffix(".npy"): e for e in archive.infolist()}
+        return {name: read_npy(archive, e, path) for name, e in entries.items() if name not in leave_out}
 
 
 def check_archive(archive: zipfile.ZipFile, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
