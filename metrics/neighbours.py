@@ -49,6 +49,19 @@ def neighbour_metrics(real: Features, fake: Features, k: int | None = 3, k_densi
     return manifold | {"density": balls / (k_density * m), "coverage": int(occupied.sum()) / n}
 
 
+def nearest(points: Features, among: Features, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances [N, k] float64, ascending, of points [N, D] to the k nearest of `among` [M, D], and numbers of these.
+
+    Of equally near ones the first comes first. Raises InputError on other shapes, NaN, or fewer than k.
+    """
+    x, y = comparable(points, among)
+    if not 1 <= k <= len(y):
+        raise InputError(f"{k} nearest images cannot be had of {len(y)}; ask for fewer")
+    centre = y.mean(dim=0, dtype=torch.float64)
+    squared, numbers = _PointSet(x, centre).nearest(_PointSet(y, centre), k)
+    return squared.sqrt(), numbers
+
+
 def check_k(k: int, count: int) -> None:
     """Raise InputError where `count` images are too few for k neighbours of each."""
     if not 1 <= k < count:
@@ -82,19 +95,32 @@ class _PointSet:
         count, most = len(self.raw), max(ks)
         check_k(min(ks), count)
         check_k(most, count)
-        radii = torch.empty(len(ks), count, dtype=torch.float64, device=self.raw.device)
-        for start, squared, tolerance in self.squared_distances(self):
-            squared.diagonal(start).fill_(torch.inf)
-            # Whatever may truly be among the k nearest, as (row, column) pairs sorted by row.
-            limit = squared.topk(most, largest=False).values[:, -1:] + 2 * tolerance
+        return self.nearest(self, most)[0][:, [k - 1 for k in ks]].T
+
+    def nearest(self, other: "_PointSet", k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared distances [N, k], float64, ascending, to the k nearest of other points, and their numbers [N, k].
+
+        In its own set no point is its own neighbour. Of equally near ones the first comes first.
+        """
+        distances = torch.empty(len(self.raw), k, dtype=torch.float64, device=self.raw.device)
+        numbers = torch.empty(len(self.raw), k, dtype=torch.int64, device=self.raw.device)
+        for start, squared, tolerance in self.squared_distances(other):
+            if other is self:
+                squared.diagonal(start).fill_(torch.inf)
+            # Whatever may truly be among the k nearest, as (row, column) pairs sorted by row, then column.
+            limit = squared.topk(k, largest=False).values[:, -1:] + 2 * tolerance
             rows, columns = (squared <= limit).nonzero(as_tuple=True)
             counts = torch.bincount(rows, minlength=len(squared))
             position = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-            table = torch.full((len(squared), int(counts.max())), torch.inf, dtype=torch.float64, device=rows.device)
-            table[rows, position] = self.exact(rows + start, self, columns)
-            nearest = table.topk(most, largest=False).values  # [chunk, largest k], ascending
-            radii[:, start : start + len(squared)] = nearest[:, [k - 1 for k in ks]].T
-        return radii
+            shape = len(squared), int(counts.max())
+            table = torch.full(shape, torch.inf, dtype=torch.float64, device=rows.device)
+            table[rows, position] = self.exact(rows + start, other, columns)
+            table, order = table.sort(dim=1, stable=True)
+            places = torch.zeros(shape, dtype=torch.int64, device=rows.device)
+            places[rows, position] = columns
+            distances[start : start + len(squared)] = table[:, :k]
+            numbers[start : start + len(squared)] = places.gather(1, order)[:, :k]
+        return distances, numbers
 
     def within(
         self, other: "_PointSet", start: int, squared: torch.Tensor, tolerance: torch.Tensor, radii: torch.Tensor
