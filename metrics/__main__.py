@@ -91,6 +91,10 @@ METRIC = [
     Option(["--k"], default=3, help="Neighbours of precision and recall."),
     Option(["--k-density"], default=5, help="Neighbours of density and coverage."),
 ]
+BESIDE = [
+    Option(["--train"], help="Images or features of the training set, for authpct and ct; default: the reference."),
+    Option(["--test"], help="The same of held-out images, for ct."),
+]
 OUTPUT = [
     Option(["--json"], type=PATH, help="Write everything here; - for the screen."),
     Option(["--csv"], type=PATH, help="Write one row per value here."),
@@ -108,12 +112,14 @@ def cli(plugin: Sequence[str]) -> None:
     load_plugins(plugin)
 
 
-@cli.command(params=[IMAGES, REFERENCE, *METRIC, *SUBSET, *EXTRACTION, *OUTPUT])
+@cli.command(params=[IMAGES, REFERENCE, *METRIC, *BESIDE, *SUBSET, *EXTRACTION, *OUTPUT])
 @click.option("--pool", is_flag=True, help="Measure all IMAGES together, as one set.")
 @click.option("--append", is_flag=True, help="Add rows to the --csv that is there, if it has the same columns.")
 def evaluate(
     images: tuple[str, ...],
     ref: str,
+    train: str | None,
+    test: str | None,
     num: int | None,
     seed: int | None,
     pool: bool,
@@ -131,7 +137,8 @@ def evaluate(
     """
     groups = [_sources([given]) for given in images]
     sets = [[path for group in groups for path in group]] if pool else groups
-    inputs = [*(path for group in groups for path in group), ref]
+    beside = {role: path for role, path in (("train", train), ("test", test)) if path}
+    inputs = [*(path for group in groups for path in group), ref, *beside.values()]
     command_line.check_outputs([json, csv], inputs, force, appended=csv if append else None)
     if append:
         if csv is None:
@@ -141,7 +148,7 @@ def evaluate(
     chosen = {field.name: given.pop(field.name) for field in fields(Options) if field.name in given}
     options = Options(**chosen).bound(given["names"])
     extractor = _extractor(**given | {"names": options.detectors})
-    results = evaluation.evaluate_sets(sets, ref, extractor, options, num, seed, strict_size)
+    results = evaluation.evaluate_sets(sets, ref, extractor, options, num, seed, strict_size, beside)
     return _output(results, json, csv, append)
 
 

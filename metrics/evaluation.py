@@ -21,7 +21,7 @@ from metrics.detectors import Detector, load
 from metrics.detectors.weights import NETWORKS
 from metrics.files import InputError, sha256_file
 from metrics.frechet import check_paired, frechet_distance, paired_difference
-from metrics.measure import Options, cautions, check_reference, measure, said
+from metrics.measure import Options, cautions, check_beside, check_reference, measure, said
 from metrics.names import space
 from metrics.references import Reference
 from metrics.results import Failure, Measurement, Results, environment, version
@@ -124,6 +124,8 @@ def evaluate(
     *,
     num: int | None = None,
     seed: int | None = None,
+    train: Paths | None = None,
+    test: Paths | None = None,
     extractor: Extractor | None = None,
     options: Options | None = None,
 ) -> Results:
@@ -134,17 +136,20 @@ def evaluate(
 
     Args:
         images: folder, zip, tar, npz, or a file of features; or a list of such, measured as one set.
-        reference: the same, a statistics file, or a registered name such as img512.
+        reference: the same, a statistics file, or a published name such as img512.
         detectors: names of `metrics.detectors.DETECTORS`, in whose features metrics that name no detector are
             measured; or an `extractor` of them with weights, device, cache.
         metrics: names of `metrics.measure.METRICS`, or of values (`fid`, `fd_dinov2`), or `all`; or `options` of them
             with their settings.
         num, seed: take `num` images, at random when a seed is given, else the first.
+        train, test: images or features that metrics of memorisation compare with; `train` None: the reference.
 
     Raises InputError when something cannot be read, found or measured.
     """
     options = (options or Options(tuple(metrics))).bound(extractor.names if extractor else detectors)
-    return evaluate_sets([images], reference, extractor or Extractor(options.detectors), options, num, seed)
+    extractor = extractor or Extractor(options.detectors)
+    beside = {role: paths for role, paths in (("train", train), ("test", test)) if paths is not None}
+    return evaluate_sets([images], reference, extractor, options, num, seed, beside=beside)
 
 
 def evaluate_sets(
@@ -155,14 +160,18 @@ def evaluate_sets(
     num: int | None = None,
     seed: int | None = None,
     strict_size: bool = False,
+    beside: Mapping[str, Paths] | None = None,
 ) -> Results:
     """Measure several image sets against one reference, as `evaluate` does one; with `num` and `seed` so many of each.
 
     What fails although nothing spoke against it is among `missing` of the results, with the rest measured; where
     nothing is left that is an InputError. With `strict_size` sizes that `metrics.sizes.cautions` warns of are one too.
+    `beside` are further sets to compare with, by role: see `Reference.beside`.
     """
+    check_beside(beside or {}, options)
     target = extractor.open_reference(reference, options)
     sides = [extractor.open(images, num, seed) for images in sets]
+    others = {role: extractor.open(paths) for role, paths in (beside or {}).items()}
     if len({side.name for side in sides}) < len(sides):
         raise InputError(f"{', '.join(side.name for side in sides)}: one set is given twice; name each once")
     options = options.bound(extractor.names)
@@ -172,12 +181,13 @@ def evaluate_sets(
             f"{', '.join(options.metrics)}: '{unasked[0]}' is not among the detectors {[*extractor.names]}"
         )
     for side in sides:  # what needs no network to be found out costs no time
-        plan(side, target, names, options, None)
-    makes_features = any(side.images is not None for side in (target, *sides))
+        plan(side, target, names, options, None, others)
+    makes_features = any(side.images is not None for side in (target, *sides, *others.values()))
     networks = extractor.detectors if makes_features or options.needs_network else {}
-    plans = [plan(side, target, names, options, networks) for side in sides]
+    plans = [plan(side, target, names, options, networks, others) for side in sides]
     notes = _sizes(sides, target, strict_size) + [text for _, left_out in plans for text in left_out]
-    real, measured, found, missing = extractor.extract(target), dict[str, Reference](), list[Measurement](), []
+    real = replace(extractor.extract(target), beside={role: extractor.extract(side) for role, side in others.items()})
+    measured, found, missing = dict[str, Reference](), list[Measurement](), list[Failure]()
     for side, (asked, _) in zip(sides, plans, strict=True):
         try:
             fake = extractor.extract(side)
@@ -304,6 +314,9 @@ def _results(
     notes: Sequence[str],
 ) -> Results:
     facts = {"reference": real.source, "reference_digest": real.digest, "reference_size": _written(target)}
+    for role in ("train", "test"):
+        side = real.beside.get(role)
+        facts |= {role: side.source if side else "", f"{role}_digest": side.digest if side else ""}
     facts |= environment(torch.device(extractor.device) if extractor.device else distributed.device())
     facts |= {"versions": f"autoguidance-repro {version()}, {facts['versions']}"}
     facts |= {"processes": str(distributed.world_size()), "tf32": "off"}  # every detector sees to that
@@ -315,5 +328,8 @@ def _results(
         for name in dict.fromkeys(m.detector for m in found)
         for text in cautions(name, side.features[name], real)
     ]
-    warnings = [text for side in (real, *sides.values()) for text in side.warnings] + [*notes, *told]
+    warnings = [text for side in (real, *real.beside.values(), *sides.values()) for text in side.warnings] + [
+        *notes,
+        *told,
+    ]
     return Results(found, list(dict.fromkeys(warnings)), facts, tags)

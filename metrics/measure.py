@@ -5,8 +5,8 @@ registers it here and its values' names in `metrics.names`.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metrics import distributed, frechet, inception_score, kernel, neighbours
+from metrics import adm, distributed, frechet, inception_score, kernel, memorisation, neighbours, vendi
 from metrics.detectors import Detector
 from metrics.features import FeatureSet
 from metrics.files import InputError, on_one_line
@@ -25,6 +25,11 @@ from metrics.results import Failure, Measurement
 from metrics.statistics import ESSENTIAL, Statistics, check_tags
 
 FID_IMAGES, MOST = 50_000, 1_000_000
+#: Role of a set to compare with besides the reference -> what is said of a metric where there is none.
+LACKING = {
+    "train": "compares with the training images, and the reference does not hold them all; name them with --train",
+    "test": "compares with images that the model was not trained on; name such a held-out set with --test",
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,11 @@ class Options:
     def uses_reference_features(self, detector: str) -> bool:
         """Whether any of the metrics asked for in a detector's features, be it as one of all, needs the reference's."""
         return any(METRICS[name].needs_reference_features for name in self.of(detector))
+
+    @property
+    def needs_beside(self) -> set[str]:
+        """Roles of the sets that the metrics compare with besides the reference, see `Reference.beside`."""
+        return {role for x in self._requests() for role in METRICS[x.metric].needs_beside}
 
     @property
     def needs_network(self) -> bool:
@@ -129,6 +139,8 @@ class Sample:
     real_labels: NDArray[np.int64] | None
     options: Options
     network: Detector | None
+    #: Features [L, D] of the sets that a metric needs besides, by role.
+    beside: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def value(
         self,
@@ -165,6 +177,8 @@ class Prospect:
     others: int
     has_features: bool
     target: Statistics | None = None
+    #: Images of the sets to compare with besides, by role.
+    beside: Mapping[str, int] = field(default_factory=dict)
     #: Whether classes are known on both sides.
     is_labelled: bool = False
     network: Detector | None = None
@@ -190,6 +204,8 @@ class Metric:
     needs_reference_features: bool = False
     needs_network: bool = False
     values: tuple[str, ...] = ()
+    #: Roles of the sets that it compares with besides the reference.
+    needs_beside: tuple[str, ...] = ()
     #: The only detector in whose features it is defined.
     detector: str = ""
     #: One line for people.
@@ -208,6 +224,9 @@ def refusals(prospect: Prospect) -> dict[str, InputError]:
             if METRICS[name].needs_reference_features and not prospect.has_features:
                 lack = f"{prospect.source}: holds statistics only, and {name} need features"
                 raise InputError(f"{lack}; give the reference's images or a file of `metrics features`")
+            for role in METRICS[name].needs_beside:
+                if role not in prospect.beside:
+                    raise InputError(f"{name} {LACKING[role]}")
             METRICS[name].check(prospect)
         except InputError as err:
             refused[name] = err
@@ -231,7 +250,10 @@ def measure(
     check_tags(sample.tags, target.tags)
     other = reference.features.get(name)
     labelled = sample.labels is not None and other is not None and other.labels is not None
-    known = name, options, count, reference.source, target.num_images, other is not None, target, labelled
+    beside = {role: x for role, x in reference.compared(name).items() if role in options.needs_beside}
+    counts = {role: x.num_images for role, x in beside.items()}
+    others = target.num_images if other is None else other.num_images
+    known = name, options, count, reference.source, others, other is not None, target, counts, labelled
     refused = refusals(Prospect(*known, network, is_loaded=True))
     for metric, refusal in refused.items():
         if failures is not None:
@@ -252,12 +274,16 @@ def measure(
     gathered = sample.gather() if options.error_blocks or any(kind.needs_features for kind in kinds) else nothing
     other = other if other is not None and options.needs_reference_features else FeatureSet.of(nothing, {})
     real = other.gather()
+    for side in beside.values():
+        check_tags(sample.tags, side.tags)
+    compared = {role: side.gather() for role, side in beside.items() if role in options.needs_beside}
     if sample.shared and distributed.rank() != 0:
         return []
     found: list[Measurement] = []
     for run, (i, j) in ranges.items():
         labels = None if sample.labels is None else sample.labels[i:j]
-        part = Sample(name, run, moments[run], gathered[i:j], labels, target, real, other.labels, options, network)
+        sides = target, real, other.labels
+        part = Sample(name, run, moments[run], gathered[i:j], labels, *sides, options, network, compared)
         for metric, kind in zip(names, kinds, strict=True):
             try:
                 found += kind.measure(part)
@@ -285,6 +311,13 @@ def check_reference(reference: Reference, names: Sequence[str], options: Options
             f"{', '.join(options.metrics)} need the detector {unasked[0]}, which is not among {list(names)}"
         )
     return reference
+
+
+def check_beside(given: Iterable[str], options: Options) -> None:
+    """Raise InputError where a set is given in a role that nothing asks for, before it is read."""
+    for role in sorted(set(given) - options.needs_beside):
+        takers = " and ".join(name for name, metric in METRICS.items() if role in metric.needs_beside)
+        raise InputError(f"--{role} is given, which only {takers} can compare with; add it to --metrics")
 
 
 def cautions(name: str, sample: FeatureSet, reference: Reference) -> list[str]:
@@ -385,6 +418,29 @@ def _per_class(sample: Sample) -> Iterable[Measurement]:
         yield sample.value(qualified("fd", sample.detector), distance, subset=f"class {label}", count=count)
 
 
+def _check_adm(p: Prospect) -> None:
+    for count in (p.others, p.run):
+        neighbours.check_k(p.options.k, count)
+
+
+def _adm_precision_recall(sample: Sample) -> Iterable[Measurement]:
+    found = adm.adm_precision_recall(sample.real, sample.features, sample.options.k)
+    return [sample.value(name, value) for name, value in found.items()]
+
+
+def _vendi(sample: Sample) -> Iterable[Measurement]:
+    yield sample.value("vendi", vendi.vendi_score(sample.features))
+
+
+def _authpct(sample: Sample) -> Iterable[Measurement]:
+    yield sample.value("authpct", memorisation.authentic_percentage(sample.beside["train"], sample.features))
+
+
+def _ct(sample: Sample) -> Iterable[Measurement]:
+    sides = sample.beside["train"], sample.beside["test"]
+    yield sample.value("ct", memorisation.data_copying(*sides, sample.features))
+
+
 METRICS: Registry[Metric] = Registry(
     "metric",
     fd=Metric(
@@ -424,5 +480,27 @@ METRICS: Registry[Metric] = Registry(
         needs_reference_features=True,
         about="Fréchet distance of each class",
         check=_check_per_class,
+    ),
+    adm_precision_recall=Metric(
+        _adm_precision_recall,
+        needs_reference_features=True,
+        values=("adm_precision", "adm_recall"),
+        about="as the ADM evaluator computes them, of --k neighbours",
+        check=_check_adm,
+    ),
+    vendi=Metric(_vendi, values=("vendi",), about="how many different images there are, by cosines"),
+    authpct=Metric(
+        _authpct,
+        values=("authpct",),
+        needs_beside=("train",),
+        about="percentage of images that are no copies of training images",
+        check=lambda p: neighbours.check_k(1, p.beside["train"]),
+    ),
+    ct=Metric(
+        _ct,
+        values=("ct",),
+        needs_beside=("train", "test"),
+        about="below 0 where images lie nearer to training than held-out ones do",
+        check=lambda p: memorisation.check_counts(p.beside["train"], p.beside["test"], p.run),
     ),
 )

@@ -50,7 +50,7 @@ def data_copying(train: Features, test: Features, fake: Features, seed: int = 0)
     """
     x, y = comparable(train, fake)
     _, z = comparable(train, test)
-    check_k(CELLS - 1, len(x))
+    check_counts(len(x), len(z), len(y))
     train_p, test_p, fake_p = _components(x, z, y)
     centres = _centres(train_p, np.random.default_rng(seed))
     cells = [torch.cdist(side, centres).argmin(dim=1) for side in (train_p, test_p, fake_p)]
@@ -66,6 +66,15 @@ def data_copying(train: Features, test: Features, fake: Features, seed: int = 0)
     if not weight:
         raise InputError(f"C_T: no cell holds more than {LEAST} of the {len(y)} images; give more images")
     return score / weight
+
+
+def check_counts(train: int, test: int, fake: int) -> None:
+    """Raise InputError where there are too few images for C_T, whatever they are."""
+    check_k(CELLS - 1, train)
+    if test < CELLS:
+        raise InputError(f"C_T needs a test image in each of {CELLS} cells, found {test} test images; give more")
+    if fake <= LEAST:
+        raise InputError(f"C_T needs more than {LEAST} images in a cell, found {fake} in all; give more images")
 
 
 def _components(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:

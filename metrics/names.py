@@ -50,6 +50,11 @@ VALUES: Registry[Name] = Registry(
     **{value: Name(value, 1) for value in ("precision", "recall", "density", "coverage")},
     kid=Name("KID", -1, 5),
     inception_score=Name("Inception score", 1, 2),
+    adm_precision=Name("precision as ADM's", 1),
+    adm_recall=Name("recall as ADM's", 1),
+    vendi=Name("Vendi score", 1, 2),
+    authpct=Name("AuthPct", 1, 1),
+    ct=Name("C_T", 0, 2, "$C_T$"),
 )
 SPACES: Registry[Space] = Registry("feature space")
 #: What several metrics, or one, are also called when they are asked for -> names of `metrics.measure.METRICS`.

@@ -42,6 +42,14 @@ class Reference:
     warnings: Sequence[str] = ()
     #: Beside statistics: a file with some of the images, which serve where statistics are not enough.
     images: Path | None = None
+    #: What is compared with besides, by role: `train`, the training set, which is this one if not named, and `test`.
+    beside: Mapping[str, "Reference"] = field(default_factory=dict)
+
+    def compared(self, detector: str) -> dict[str, FeatureSet]:
+        """Features of the sets of `beside` by role, as far as there are any; of some images only they do not count."""
+        whole = {} if self.images is not None else {"train": self}
+        sides = {**whole, **self.beside}
+        return {role: side.features[detector] for role, side in sides.items() if detector in side.features}
 
     def check(self, detectors: Iterable[str]) -> Self:
         """Itself; raises InputError when one of the detectors is missing."""

@@ -50,7 +50,10 @@ class Failure:
 
 
 #: Facts about the run, and about each set of images, that `evaluate` gives.
-FACTS = ("reference", "reference_digest", "reference_size", "device", "versions", "processes", "tf32")
+FACTS = (
+    *("reference", "reference_digest", "reference_size", "train", "train_digest", "test", "test_digest"),
+    *("device", "versions", "processes", "tf32"),
+)
 SET = ("images_digest", "images_size")
 
 

@@ -70,10 +70,15 @@ class Side:
 
 
 def plan(
-    side: Side, target: Side, names: tuple[str, ...], options: Options, networks: Mapping[str, Detector] | None
+    side: Side,
+    target: Side,
+    names: tuple[str, ...],
+    options: Options,
+    networks: Mapping[str, Detector] | None,
+    beside: Mapping[str, Side] | None = None,
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """What will be measured of `side` against `target`: metrics of each detector of `names`, and why others of all are
-    left out. `networks` are the detectors, None before they are loaded.
+    left out. `networks` are the detectors, None before they are loaded; `beside`: see `Reference.beside`.
 
     Raises InputError where something that is asked for by name cannot be measured.
     """
@@ -81,12 +86,14 @@ def plan(
     left_out: list[str] = []
     for name in names:
         network = None if networks is None else networks.get(name)
-        ours, theirs = side.made(name, network), target.made(name, network)
-        if ours and theirs:
-            check_tags(ours[0], theirs[0])
-            if ours[1] != theirs[1]:
-                where = f"{side.name} and {target.name}: features have {ours[1]} and {theirs[1]} dimensions"
-                raise InputError(f"{where}; use the same detector for both")
+        for other in (target, *(beside or {}).values()):
+            ours, theirs = side.made(name, network), other.made(name, network)
+            if ours and theirs:
+                check_tags(ours[0], theirs[0])
+                if ours[1] != theirs[1]:
+                    where = f"{side.name} and {other.name}: features have {ours[1]} and {theirs[1]} dimensions"
+                    raise InputError(f"{where}; use the same detector for both")
+        whole = {"train": target} if target.has_features(name) and not (target.images and target.kept) else {}
         prospect = Prospect(
             name,
             options,
@@ -95,6 +102,7 @@ def plan(
             target.count(name),
             target.has_features(name),
             target.statistics(name),
+            {role: other.count(name) for role, other in (whole | dict(beside or {})).items()},
             side.is_labelled(name) and target.is_labelled(name),
             network,
             is_loaded=networks is not None,

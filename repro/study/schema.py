@@ -331,8 +331,9 @@ class Evaluate:
         for name in self.detectors:
             DETECTORS[name]
         for name in self.metrics:
-            if not METRICS[name].values:
-                raise InputError(f"metric '{name}' is not of whole sets of images; `metrics evaluate` measures it")
+            if not METRICS[name].values or METRICS[name].needs_beside:
+                lack = "compares with further sets" if METRICS[name].values else "is not of whole sets of images"
+                raise InputError(f"metric '{name}' {lack}; `metrics evaluate` measures it")
         for names in (self.detectors, self.metrics):
             if len(set(names)) < len(names):
                 raise InputError(f"{names}: names one twice")

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ import torch
 from torch import Tensor
 
 from metrics import detectors, features, references
+from metrics.adm import adm_precision_recall
 from metrics.evaluation import Evaluator, Extractor, compare, evaluate
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.frechet import frechet_distance, frechet_with_error
 from metrics.kernel import kernel_distance
 from metrics.measure import Options
+from metrics.memorisation import authentic_percentage, data_copying
 from metrics.neighbours import neighbour_metrics
 from metrics.statistics import from_features
+from metrics.vendi import vendi_score
 
 TAGS = {"detector": "planes", "weights_sha256": "0" * 64, "resize": "none", "dtype": "float32"}
 
@@ -61,14 +65,14 @@ def values(measurements: Sequence) -> dict[tuple[str, str], float]:
 
 def test_values_are_those_of_the_metric_functions(pair: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:
     fake, real, x, y = pair
-    wanted = ("fd", "fd_infinity", "kid", "precision_recall", "density_coverage", "per_class")
+    wanted = ("fd", "fd_infinity", "kid", "precision_recall", "density_coverage", "per_class", "adm_precision_recall")
     options = Options(wanted, error_blocks=6, kid_subset_size=20)
     report = evaluate(fake, real, extractor=EXTRACTOR, options=options)
     found = values(report.measurements)
     reference = from_features(y)
     assert found["fd_planes", "all"] == pytest.approx(frechet_distance(from_features(x), reference), rel=1e-9)
     assert found["kid", "all"] == kernel_distance(y, x, subset_size=20)[0]
-    for metric, value in neighbour_metrics(y, x).items():
+    for metric, value in (neighbour_metrics(y, x) | adm_precision_recall(y, x)).items():
         assert found[metric, "all"] == value
     for label in (0, 1):
         expected = frechet_distance(from_features(x[label::2]), from_features(y[label::2]))
@@ -78,6 +82,52 @@ def test_values_are_those_of_the_metric_functions(pair: tuple[Path, Path, np.nda
     infinity = next(m for m in report.measurements if m.metric == "fd_planes_infinity")
     assert infinity.value < fd.value
     assert infinity.error is not None
+
+
+def test_metrics_of_memorisation_compare_with_training_and_held_out_images(tmp_path: Path) -> None:
+    (fake, x), (train, y), (test, z) = (
+        feature_file(tmp_path / f"{name}.npz", 90, shift, seed)
+        for seed, (name, shift) in enumerate((("fake", 0.2), ("train", 0.0), ("test", 0.0)))
+    )
+    real, _ = feature_file(tmp_path / "real.npz", 70, 0.1, 9)
+    found = evaluate(fake, real, metrics=("authpct", "ct", "vendi"), train=train, test=test, extractor=EXTRACTOR)
+    expected = {"authpct": authentic_percentage(y, x), "ct": data_copying(y, z, x), "vendi": vendi_score(x)}
+    assert values(found.measurements) == {(name, "all"): value for name, value in expected.items()}
+    assert found.facts["train"] == str(train)
+    assert found.facts["test_digest"] != found.facts["train_digest"] != found.facts["reference_digest"]
+    (default,) = evaluate(fake, train, metrics=("authpct",), extractor=EXTRACTOR).measurements
+    assert default.value == expected["authpct"]
+
+
+def test_metrics_of_memorisation_say_which_set_they_lack(tmp_path: Path) -> None:
+    fake, x = feature_file(tmp_path / "fake.npz")
+    references.save({"planes": from_features(x, TAGS)}, tmp_path / "ref.npz")
+    other, _ = feature_file(tmp_path / "other.npz", resize="pil")
+    for metrics, sets, message in (
+        (("authpct",), {}, "authpct compares with the training images, and the reference.*name them with --train"),
+        (("ct",), {"train": fake}, "name such a held-out set with --test"),
+        (("vendi",), {"train": fake}, "--train is given, which only authpct and ct can compare with"),
+        (("authpct",), {"train": fake, "test": fake}, "--test is given, which only ct can"),
+        (("authpct",), {"train": other}, "tag 'resize' differs"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(fake, tmp_path / "ref.npz", metrics=metrics, extractor=EXTRACTOR, **sets)
+
+
+def test_all_leaves_out_what_has_no_set_to_compare_with(tmp_path: Path) -> None:
+    fake, _ = feature_file(tmp_path / "fake.npz", 60, 0.2, 1)
+    real, _ = feature_file(tmp_path / "real.npz")
+    results = evaluate(fake, real, metrics=("all",), extractor=EXTRACTOR)
+    assert {"authpct", "vendi", "adm_recall"} <= {m.metric for m in results.measurements}
+    assert "ct" not in {m.metric for m in results.measurements}
+    assert any("ct of planes is left out: ct compares with images" in text for text in results.warnings)
+
+
+def test_some_images_of_a_reference_are_not_taken_for_the_training_set(tmp_path: Path) -> None:
+    fake, _ = feature_file(tmp_path / "fake.npz")
+    some = replace(references.load(fake), images=tmp_path / "some.npz")
+    with pytest.raises(InputError, match="the reference does not hold them all; name them with --train"):
+        evaluate(fake, some, metrics=("authpct",), extractor=EXTRACTOR)
 
 
 def test_blocks_are_measured_on_their_own_and_summarised(pair: tuple[Path, Path, np.ndarray, np.ndarray]) -> None:

@@ -142,7 +142,9 @@ def test_unusable_sides_are_refused() -> None:
     many, test = np.repeat(train, 30, axis=0), np.repeat(train, 2, axis=0)
     for sides, message in (
         ((train, test[:4], many), "one of 3 cells of training images has no test image"),
-        ((train, test, many[::10]), "no cell holds more than 20 of the 9 images"),
+        ((train, test, many[::10]), "needs more than 20 images in a cell, found 9 in all"),
+        ((train, test, many[::3]), "no cell holds more than 20 of the 30 images"),
+        ((train, test[:2], many), "needs a test image in each of 3 cells, found 2"),
         ((np.ones((9, 1)), test, many), "fewer than 3 different features"),
         ((train, test, np.zeros((30, 2))), "use the same detector"),
         ((train, np.full((6, 1), np.nan), many), "NaN"),
