@@ -1,4 +1,4 @@
-"""The command line: `python -m metrics evaluate | reference | features | compare | list`.
+"""The command line: `python -m metrics evaluate | reference | features | compare | neighbours | list`.
 
 Bad input ends in one line on stderr and exit code 2; existing outputs are replaced only by complete ones. Where
 something that was asked for is missing and the rest is printed and written, the exit code is 3.
@@ -24,6 +24,7 @@ from metrics import (
     listing,
     measure,
     references,
+    sheet,
 )
 from metrics.files import InputError, cache_root
 from metrics.registry import load_plugins
@@ -190,6 +191,31 @@ def keep(out: Path, **given: Any) -> None:
     sets = _features(out, **given)
     features.save(sets, out)
     distributed.print0(f"{out}: {', '.join(f'{x.num_images} x {x.dim} of {name}' for name, x in sets.items())}")
+
+
+@cli.command(params=[IMAGES, FORCE, *EXTRACTION])
+@click.option("--train", required=True, help="The training images.")
+@click.option("--out", type=PATH, required=True, help="HTML file to write; - for the screen.")
+@click.option("--count", default=16, type=click.IntRange(1, 200), help="Images of either kind to show.")
+@click.option("--neighbours", default=3, type=click.IntRange(1, 10), help="Training images beside each.")
+def neighbours(
+    images: tuple[str, ...],
+    train: str,
+    out: Path,
+    count: int,
+    neighbours: int,
+    force: bool,
+    plugin: Sequence[str],
+    **given: Any,
+) -> None:
+    """Show the images of IMAGES nearest to and farthest from training images, side by side with these, on a page."""
+    paths = _sources(images)
+    command_line.check_outputs([out], [*paths, train], force)
+    load_plugins(plugin)
+    page, copies = sheet.make_sheet(_extractor(**given), paths, train, count, neighbours)
+    if distributed.rank() == 0:
+        command_line.deliver(out, page)
+        click.echo(f"{out}: {copies} of the images on it are suspected copies", err=True)
 
 
 @cli.command("list", params=[PLUGIN])

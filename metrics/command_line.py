@@ -17,7 +17,8 @@ import click
 from metrics.files import InputError, explained, folder_lock, on_one_line, write_text
 from metrics.results import version
 
-#: By which a CSV, at its beginning, and a JSON file are known as results of the command line.
+#: By which a CSV and a page, at their beginnings, and a JSON file are known as results of the command line.
+PAGE = b"<!doctype html><!-- made by metrics neighbours -->"
 CSV, JSON = b"metric,detector,subset,num_images,value,error,error_kind,", b'"versions": "autoguidance-repro '
 #: Exit code where something that was asked for is missing and the rest is there.
 INCOMPLETE = 3
@@ -110,7 +111,7 @@ def _is_ours(path: Path) -> bool:
         return any({f"{prefix}mu.npy", f"{prefix}features.npy"} & names for prefix in tagged)
     with open(path, "rb") as file:
         head = file.read(2**24)
-    return head.startswith(CSV) or (head.startswith(b"{") and JSON in head)
+    return head.startswith((CSV, PAGE)) or (head.startswith(b"{") and JSON in head)
 
 
 def _is_stream(path: Path) -> bool:

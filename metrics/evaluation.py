@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from metrics import distributed, features, images, references, sizes
-from metrics.detectors import Detector, load
+from metrics.detectors import DETECTORS, Detector, load
 from metrics.detectors.weights import NETWORKS
 from metrics.files import InputError, sha256_file
 from metrics.frechet import check_paired, frechet_distance, paired_difference
@@ -47,6 +47,8 @@ class Extractor:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.names:
+            raise InputError(f"no detector is asked for; choose from {', '.join(DETECTORS)}")
         if self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}, expected at least 1")
         if stray := sorted(set(self.weights) - {*self.names, *(NETWORKS.get(x) for x in self.names)}):

@@ -37,6 +37,7 @@ COMMANDS = {
     "list": ("metrics", ["list"]),
     "reference": ("metrics", ["reference", "images", "--out", "new.npz", *EXTRACTION]),
     "features": ("metrics", ["features", "images", "--out", "new.npz", *EXTRACTION]),
+    "neighbours": ("metrics", ["neighbours", "images", "--train", "images.zip", "--out", "new.html", *EXTRACTION]),
     "generate": (
         "repro",
         [
