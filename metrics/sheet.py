@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from metrics import distributed
 from metrics.command_line import PAGE
 from metrics.evaluation import Extractor, Paths
 from metrics.files import InputError
@@ -62,7 +63,7 @@ def make_sheet(
 ) -> tuple[str, int]:
     """The page, as HTML that stands alone, and how many of the images on it are suspected copies.
 
-    Every process of torchrun must call this. Raises InputError where images cannot be read, on features in their place,
+    Every process of torchrun must call this; the first gets the page. Raises InputError where images cannot be read, on features in their place,
     and on more than one detector.
     """
     if len(extractor.names) != 1:
@@ -73,6 +74,8 @@ def make_sheet(
         if side.images is None:
             raise InputError(f"{side.name}: holds features, and a sheet shows the images themselves; name these")
     fake, real = (extractor.extract(side).features[name].gather() for side in sides)
+    if distributed.rank() != 0:
+        return "", 0
     parts = select(real, fake, count, neighbours)
     copies = {row.image for part in parts for row in part if not row.is_authentic}
     return render(parts, pictures[0], pictures[1], name), len(copies)
