@@ -27,6 +27,7 @@ def _metrics() -> Rows:
     for name, metric in METRICS.items():
         values = ", ".join(VALUES[x].label if x in VALUES else x for x in metric.values)
         needs = "features or images" if metric.needs_reference_features else "statistics are enough"
+        needs += "".join(f", --{role}" for role in metric.needs_beside)
         of = f"; of {metric.detector} only" if metric.detector else ""
         yield name, values, needs, f"{metric.about}{of}"
     for alias, meant in ALIASES.items():

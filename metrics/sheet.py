@@ -63,8 +63,8 @@ def make_sheet(
 ) -> tuple[str, int]:
     """The page, as HTML that stands alone, and how many of the images on it are suspected copies.
 
-    Every process of torchrun must call this; the first gets the page. Raises InputError where images cannot be read, on features in their place,
-    and on more than one detector.
+    Every process of torchrun must call this; the first gets the page.
+    Raises InputError where images cannot be read, on features in their place, and on more than one detector.
     """
     if len(extractor.names) != 1:
         raise InputError(f"a sheet is of distances in one detector's features, found {[*extractor.names]}; choose one")

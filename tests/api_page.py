@@ -27,6 +27,10 @@ PUBLIC = {
     "metrics": ("evaluate", "evaluate_sets"),
     "metrics.detectors": ("load",),
     "metrics.statistics": ("Moments", "Statistics", "load", "save"),
+    "metrics.vendi": ("vendi_score",),
+    "metrics.memorisation": ("authentic", "authentic_percentage", "data_copying"),
+    "metrics.adm": ("adm_precision_recall",),
+    "metrics.neighbours": ("neighbour_metrics", "nearest"),
     "metrics.frechet": ("frechet_distance", "frechet_with_error", "paired_difference", "fd_infinity"),
 }
 
