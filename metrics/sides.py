@@ -93,7 +93,8 @@ def plan(
                 if ours[1] != theirs[1]:
                     where = f"{side.name} and {other.name}: features have {ours[1]} and {theirs[1]} dimensions"
                     raise InputError(f"{where}; use the same detector for both")
-        whole = {"train": target} if target.has_features(name) and not (target.images and target.kept) else {}
+        is_whole = target.has_features(name) and (target.images is None or target.kept is None)
+        roles = ({"train": target} if is_whole else {}) | dict(beside or {})
         prospect = Prospect(
             name,
             options,
@@ -102,7 +103,7 @@ def plan(
             target.count(name),
             target.has_features(name),
             target.statistics(name),
-            {role: other.count(name) for role, other in (whole | dict(beside or {})).items()},
+            {role: other.count(name) for role, other in roles.items()},
             side.is_labelled(name) and target.is_labelled(name),
             network,
             is_loaded=networks is not None,

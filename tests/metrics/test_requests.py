@@ -136,6 +136,25 @@ IMPOSSIBLE: dict[str, tuple[Case, str]] = {
         lambda t: [*evaluate(folder(t / "a"), ref=statistics_file(t / "r.npz")), "--metrics", "fd,prdc"],
         "r.npz: holds statistics only, and precision_recall need features",
     ),
+    "copies without the training images": (
+        lambda t: [*evaluate(folder(t / "a", 30), ref=statistics_file(t / "r.npz")), "--metrics", "authpct"],
+        "the reference does not hold them all; name them with --train",
+    ),
+    "copies without held-out images": (
+        lambda t: [*evaluate(folder(t / "a", 30), ref=folder(t / "b", 30)), "--metrics", "ct"],
+        "name such a held-out set with --test",
+    ),
+    "copies among too few images": (
+        lambda t: [
+            *evaluate(folder(t / "a", 20), ref=folder(t / "b", 30)),
+            *("--metrics", "ct", "--test", str(folder(t / "c", 30))),
+        ],
+        "C_T needs more than 20 images in a cell, found 20 in all",
+    ),
+    "training images that nothing compares with": (
+        lambda t: [*evaluate(folder(t / "a"), ref=folder(t / "b")), "--train", str(folder(t / "c"))],
+        "--train is given, which only authpct and ct can compare with",
+    ),
     "classes without labels": (
         lambda t: [*evaluate(folder(t / "a", classes=2), ref=folder(t / "b")), "--metrics", "per_class"],
         "need labels on both sides",
@@ -313,15 +332,17 @@ def test_a_set_that_fails_at_the_end_does_not_take_the_others_with_it(
 def test_all_measures_what_can_be_and_says_what_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = folder(tmp_path / "a", 30)
     statistics = measured(capsys, [*evaluate(images, ref=statistics_file(tmp_path / "r.npz")), "--metrics", "all"])
-    assert {x["metric"] for x in statistics["results"]} == {"fd_hue", "fd_hue_infinity"}
+    assert {x["metric"] for x in statistics["results"]} == {"fd_hue", "fd_hue_infinity", "vendi"}
     left_out = [text for text in statistics["warnings"] if "is left out" in text]
-    assert {text.split(" of ")[0] for text in left_out} == {"kid", "precision_recall", "density_coverage", "per_class"}
+    assert {text.split(" of ")[0] for text in left_out} == {
+        *("kid", "precision_recall", "density_coverage", "per_class", "adm_precision_recall", "authpct", "ct")
+    }
     assert "kid of hue is left out: " in left_out[0]
     assert "holds statistics only" in left_out[0]
     options = ["--metrics", "all", "--kid-subset-size", "20"]
     everything = measured(capsys, [*evaluate(images, ref=folder(tmp_path / "b", 30, seed=1)), *options])
-    assert {"kid", "precision", "coverage"} < {x["metric"] for x in everything["results"]}
-    assert [text.split(" of ")[0] for text in everything["warnings"] if "is left out" in text] == ["per_class"]
+    assert {"kid", "precision", "coverage", "authpct"} < {x["metric"] for x in everything["results"]}
+    assert [text.split(" of ")[0] for text in everything["warnings"] if "is left out" in text] == ["per_class", "ct"]
     with pytest.raises(InputError, match="metric 'everything' is unknown"):
         Options(("everything",))
 

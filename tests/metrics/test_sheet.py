@@ -17,20 +17,20 @@ from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.sheet import make_sheet, select
 
-TAGS = {"detector": "shade", "weights_sha256": "none", "resize": "none", "dtype": "float32"}
+TAGS = {"detector": "brightness", "weights_sha256": "none", "resize": "none", "dtype": "float32"}
 
 
-class Shade:
+class Brightness:
     """The mean of each channel: a detector whose distances can be worked by hand."""
 
-    name, dim, tags = "shade", 3, TAGS
+    name, dim, tags = "brightness", 3, TAGS
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.float().mean(dim=(2, 3))
 
 
-detectors.register("shade", lambda **_: Shade())
-EXTRACTOR = Extractor(("shade",), num_workers=0)
+detectors.register("brightness", lambda **_: Brightness())
+EXTRACTOR = Extractor(("brightness",), num_workers=0)
 
 
 def grey(folder: Path, **values: int) -> Path:
@@ -122,11 +122,11 @@ def test_large_images_are_shrunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_features_and_several_detectors_are_refused(sides: tuple[Path, Path], tmp_path: Path) -> None:
-    features.save({"shade": FeatureSet.of(np.zeros((3, 3), np.float32), TAGS)}, tmp_path / "kept.npz")
+    features.save({"brightness": FeatureSet.of(np.zeros((3, 3), np.float32), TAGS)}, tmp_path / "kept.npz")
     with pytest.raises(InputError, match=r"kept\.npz: holds features, and a sheet shows the images themselves"):
         make_sheet(EXTRACTOR, str(sides[0]), str(tmp_path / "kept.npz"))
     with pytest.raises(InputError, match="one detector's features"):
-        make_sheet(Extractor(("shade", "inception")), str(sides[0]), str(sides[1]))
+        make_sheet(Extractor(("brightness", "inception")), str(sides[0]), str(sides[1]))
     with pytest.raises(InputError, match="4 nearest images cannot be had of 3"):
         make_sheet(EXTRACTOR, str(sides[0]), str(sides[1]), neighbours=4)
 
@@ -135,7 +135,7 @@ def test_the_command_writes_a_page_again_and_nothing_else_over(
     sides: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sheet.html"
-    command = ["neighbours", str(sides[0]), "--train", str(sides[1]), "--out", str(out), "--detectors", "shade"]
+    command = ["neighbours", str(sides[0]), "--train", str(sides[1]), "--out", str(out), "--detectors", "brightness"]
     command += ["--no-cache", "--workers", "0", "--device", "cpu"]
     for _ in range(2):
         assert main(command) == 0
