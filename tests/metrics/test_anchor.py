@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metrics import features
 from metrics.__main__ import main
 
 FID = 110.28082617
@@ -62,3 +63,12 @@ def test_published_fid_and_kid_come_out_of_folder_zip_tar_and_npz(anchor: Path, 
     assert len(list((anchor / "cache").rglob("*.npz"))) == 3  # of the test images, the PNGs and the npz
     for source in ("train.zip", "train.tar", "train.npz"):
         assert found[source] == found["train"], source
+    activations = features.load(reference)["inception"].gather()
+    moments = {"mu": np.mean(activations, axis=0), "sigma": np.cov(activations, rowvar=False)}
+    with np.load(anchor / "test.npz") as images:
+        np.savez(anchor / "adm.npz", **moments, arr_0=images["arr_0"])
+    np.savez(anchor / "edm.npz", **moments)
+    for layout in ("adm", "edm"):
+        how = ["--ref", str(anchor / f"{layout}.npz"), "--json", str(out), "--force", *extraction]
+        assert main(["evaluate", str(anchor / "train"), *how]) == 0
+        assert json.loads(out.read_text())["results"][0]["value"] == pytest.approx(FID, abs=1e-3), layout

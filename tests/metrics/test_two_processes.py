@@ -39,11 +39,12 @@ def run(arguments: list[str], processes: int, folder: Path) -> subprocess.Comple
 @pytest.mark.slow
 def test_two_processes_agree_with_one_within_1e9_on_every_metric(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for name, count, brightest in (("real", 1500, 204), ("fake", 2600, 200)):
+    for name, count, brightest in (("real", 1500, 204), ("fake", 2600, 200), ("test", 1100, 204)):
         np.savez(tmp_path / f"{name}.npz", arr_0=rng.integers(0, brightest, (count, 6, 6, 3), dtype=np.uint8))
     (tmp_path / "projection_plugin.py").write_text(PLUGIN)
     arguments = ["evaluate", "fake.npz", "--ref", "real.npz", "--detectors", "projection"]
-    arguments += ["--plugin", "projection_plugin", "--metrics", "fd,fd_infinity,kid,precision_recall,density_coverage"]
+    arguments += ["--plugin", "projection_plugin", "--test", "test.npz"]
+    arguments += ["--metrics", "fd,fd_infinity,kid,prdc,adm_precision_recall,vendi,authpct,ct"]
     arguments += ["--blocks", "2", "--error-blocks", "5", "--kid-subset-size", "200", "--workers", "0"]
     found = {}
     for processes in (1, 2):
@@ -53,7 +54,7 @@ def test_two_processes_agree_with_one_within_1e9_on_every_metric(tmp_path: Path)
         report = json.loads((tmp_path / f"{processes}.json").read_text())
         assert report["processes"] == str(processes)
         found[processes] = {(r["metric"], r["subset"]): (r["value"], r["error"]) for r in report["results"]}
-    assert len(found[1]) == 21  # seven values of all images and of two blocks
+    assert len(found[1]) == 36  # twelve values of all images and of two blocks
     assert found[1].keys() == found[2].keys()
     for key, (value, error) in found[1].items():
         assert found[2][key][0] == pytest.approx(value, rel=1e-9), key

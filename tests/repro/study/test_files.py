@@ -67,6 +67,7 @@ MISTAKES = [
     ("sampler/shard_size", 1000, "unknown key sampler.shard_size"),
     ("shards/size", -1, "size is -1"),
     ("evaluate/metrics", ["fd", "precision_recal"], "did you mean 'precision_recall'"),
+    ("evaluate/metrics", ["fd", "authpct"], "metric 'authpct' compares with further sets"),
     ("evaluate/detectors", ["digit"], "detector 'digit' is unknown; did you mean 'digits'"),
     ("evaluate/num_real", 0, "num_real is 0"),
     ("toy/toy", {"training": {"sede": 1}}, "unknown key toy.toy.training.sede; did you mean 'seed'"),
