@@ -90,6 +90,7 @@ class Extractor:
                 return self.open(source)
             source = found
         is_wanted = options is not None and any(options.uses_reference_features(name) for name in self.names)
+        is_wanted = is_wanted and not source.features
         some = images.open_images(source.images, self.skip_bad) if source.images and is_wanted else None
         return Side(source.source, some, source.check(self.names))
 

@@ -93,8 +93,9 @@ def plan(
                 if ours[1] != theirs[1]:
                     where = f"{side.name} and {other.name}: features have {ours[1]} and {theirs[1]} dimensions"
                     raise InputError(f"{where}; use the same detector for both")
-        is_whole = target.has_features(name) and (target.images is None or target.kept is None)
-        roles = ({"train": target} if is_whole else {}) | dict(beside or {})
+        is_part = target.kept is not None and target.kept.images is not None
+        whole = {"train": target} if target.has_features(name) and not is_part else {}
+        roles = whole | dict(beside or {})
         prospect = Prospect(
             name,
             options,
