@@ -41,6 +41,11 @@ PLACES = {
     "images of a reference": ("metrics", ["reference", "{}", "--out", "new.npz", *EXTRACTION]),
     "reference": ("metrics", ["evaluate", "images", "--ref", "{}", *EXTRACTION]),
     "second set": ("metrics", ["compare", "images", "{}", "--ref", "statistics.npz", *EXTRACTION]),
+    "training images": ("metrics", ["neighbours", "images", "--train", "{}", "--out", "new.html", *EXTRACTION]),
+    "a further set": (
+        "metrics",
+        ["evaluate", "images", "--ref", "features.npz", "--metrics", "fd,authpct", "--train", "{}", *EXTRACTION],
+    ),
     "weights": ("metrics", ["evaluate", "images", "--ref", "features.npz", "--weights", "{}"]),
     "weights of dinov2": (
         "metrics",

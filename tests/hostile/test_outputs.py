@@ -32,6 +32,8 @@ INPUTS = [
     ("evaluate", "--json", "./images/../statistics.npz"),
     ("evaluate", "--csv", "images/0.png"),
     ("compare", "--json", "images.zip"),
+    ("neighbours", "--out", "images/0.png"),
+    ("neighbours", "--out", "images.zip"),
     ("convert", "--out", "images/0.png"),
     ("convert", "--out", "images"),
     ("reconstruct", "--out", "raw"),
@@ -59,6 +61,7 @@ FOREIGN = [
     ("reference", "--out"),
     ("evaluate", "--json"),
     ("evaluate", "--csv"),
+    ("neighbours", "--out"),
 ]
 
 
