@@ -21,7 +21,7 @@ from metrics.detectors import DETECTORS, Detector, load
 from metrics.detectors.weights import NETWORKS
 from metrics.files import InputError, sha256_file
 from metrics.frechet import check_paired, frechet_distance, paired_difference
-from metrics.measure import Options, cautions, check_beside, check_reference, measure, said
+from metrics.measure import METRICS, Options, cautions, check_beside, check_reference, measure, said
 from metrics.names import space
 from metrics.references import Reference
 from metrics.results import Failure, Measurement, Results, environment, version
@@ -318,7 +318,9 @@ def _results(
 ) -> Results:
     facts = {"reference": real.source, "reference_digest": real.digest, "reference_size": _written(target)}
     for role in ("train", "test"):
-        side = real.beside.get(role)
+        takers = {value for metric in METRICS.values() if role in metric.needs_beside for value in metric.values}
+        by_default = real if takers & {m.metric for m in found} else None  # only the training set has one
+        side = real.beside.get(role, by_default)
         facts |= {role: side.source if side else "", f"{role}_digest": side.digest if side else ""}
     facts |= environment(torch.device(extractor.device) if extractor.device else distributed.device())
     facts |= {"versions": f"autoguidance-repro {version()}, {facts['versions']}"}

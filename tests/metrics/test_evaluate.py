@@ -95,8 +95,10 @@ def test_metrics_of_memorisation_compare_with_training_and_held_out_images(tmp_p
     assert values(found.measurements) == {(name, "all"): value for name, value in expected.items()}
     assert found.facts["train"] == str(train)
     assert found.facts["test_digest"] != found.facts["train_digest"] != found.facts["reference_digest"]
-    (default,) = evaluate(fake, train, metrics=("authpct",), extractor=EXTRACTOR).measurements
-    assert default.value == expected["authpct"]
+    default = evaluate(fake, train, metrics=("authpct",), extractor=EXTRACTOR)
+    assert default.measurements[0].value == expected["authpct"]
+    assert (default.facts["train"], default.facts["test"]) == (str(train), "")
+    assert evaluate(fake, train, metrics=("vendi",), extractor=EXTRACTOR).facts["train"] == ""
 
 
 def test_metrics_of_memorisation_say_which_set_they_lack(tmp_path: Path) -> None:
