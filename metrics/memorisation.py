@@ -10,10 +10,11 @@ import torch
 
 from metrics.files import InputError
 from metrics.neighbours import check_k, nearest
-from metrics.statistics import Features, comparable, from_features
+from metrics.statistics import Features, Moments, comparable
 
 #: Of C_T: principal components, cells, random starts of k-means, images that a cell must hold more than to count.
 COMPONENTS, CELLS, STARTS, LEAST = 64, 3, 10, 20
+CHUNK = 4096  # rows that are float64 at a time
 
 
 def authentic(train: Features, fake: Features) -> torch.Tensor:
@@ -81,10 +82,11 @@ def _components(train: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor
     """All sides in the first principal components of the first one, float64; as they are where there are no more."""
     if train.shape[1] <= COMPONENTS:
         return [side.double() for side in (train, *others)]
-    moments = from_features(train)
-    axes = torch.linalg.eigh(torch.from_numpy(moments.sigma))[1][:, -COMPONENTS:].to(train.device)
-    mean = torch.from_numpy(moments.mu).to(train.device)
-    chunks = [[(part.double() - mean) @ axes for part in side.split(4096)] for side in (train, *others)]
+    moments = Moments(train.shape[1], train.device)
+    for part in train.split(CHUNK):
+        moments.update(part)
+    axes = torch.linalg.eigh(moments.scatter)[1][:, -COMPONENTS:]
+    chunks = [[(part.double() - moments.mean) @ axes for part in side.split(CHUNK)] for side in (train, *others)]
     return [torch.cat(parts) for parts in chunks]
 
 
