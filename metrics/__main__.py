@@ -138,7 +138,7 @@ def evaluate(
     """
     groups = [_sources([given]) for given in images]
     sets = [[path for group in groups for path in group]] if pool else groups
-    beside = {role: path for role, path in (("train", train), ("test", test)) if path}
+    beside = {role: path for role, path in (("train", train), ("test", test)) if path is not None}
     inputs = [*(path for group in groups for path in group), ref, *beside.values()]
     command_line.check_outputs([json, csv], inputs, force, appended=csv if append else None)
     if append:

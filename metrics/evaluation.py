@@ -333,8 +333,6 @@ def _results(
         for name in dict.fromkeys(m.detector for m in found)
         for text in cautions(name, side.features[name], real)
     ]
-    warnings = [text for side in (real, *real.beside.values(), *sides.values()) for text in side.warnings] + [
-        *notes,
-        *told,
-    ]
+    read = (real, *real.beside.values(), *sides.values())
+    warnings = [text for side in read for text in side.warnings] + [*notes, *told]
     return Results(found, list(dict.fromkeys(warnings)), facts, tags)

@@ -36,7 +36,7 @@ def resolve(path: str | Path) -> Path:
     Raises InputError where a data set cannot be had.
     """
     given = Path(path)
-    if given.exists() or str(path) not in DATASETS:
+    if str(path) not in DATASETS or given.exists():
         return given
     folder = cache_root() / "datasets"
     target = folder / f"{path}.npz"
