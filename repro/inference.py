@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repro.networks import SILU_MAGNITUDE, Block, MPConv, Precond, convolve, normalize, resample
+from repro.networks import SILU_MAGNITUDE, Block, MPConv, Precond, convolve, normalize, resample, scaled
 
 
 class FoldedConv(nn.Module):
     """An `MPConv` whose weight is what its `forward` multiplies with, convolutions in `dtype` and channels last."""
 
-    def __init__(self, layer: MPConv, gain: Tensor | float = 1.0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, layer: MPConv, gain: Tensor | float, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
-        w = layer.scaled_weight(gain)
+        w = scaled(layer.weight.to(device), gain.to(device) if isinstance(gain, Tensor) else gain)
         w = w if w.ndim == 2 else w.to(dtype).contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(w, requires_grad=False)
 
@@ -36,7 +36,9 @@ class FoldedBlock(nn.Module):
     and values, each [N, heads, HW, c], as normalised.
     """
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    one: Tensor | None
+
+    def __init__(self, block: Block, dtype: torch.dtype, device: torch.device | str) -> None:
         super().__init__()
         self.flavor, self.resample_mode, self.num_heads = block.flavor, block.resample_mode, block.num_heads
         self.clip_act = block.clip_act
@@ -44,18 +46,24 @@ class FoldedBlock(nn.Module):
         self.attention: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.main_share, residual_share = blend(block.res_balance)
         self.skip_share, attn_share = blend(block.attn_balance)
-        self.conv_res0 = FoldedConv(block.conv_res0, 1 / SILU_MAGNITUDE, dtype)
-        self.emb_linear = FoldedConv(block.emb_linear, block.emb_gain)
-        self.conv_res1 = FoldedConv(block.conv_res1, residual_share / SILU_MAGNITUDE, dtype)
+        one = None if dtype == torch.float32 else torch.ones([], dtype=dtype, device=device)
+        self.register_buffer("one", one, persistent=False)
+
+        def folded(layer: MPConv, gain: Tensor | float = 1.0) -> FoldedConv:
+            return FoldedConv(layer, gain, dtype, device)
+
+        self.conv_res0 = folded(block.conv_res0, 1 / SILU_MAGNITUDE)
+        self.emb_linear = folded(block.emb_linear, block.emb_gain)
+        self.conv_res1 = folded(block.conv_res1, residual_share / SILU_MAGNITUDE)
         skip_gain = self.main_share if block.flavor == "dec" else 1.0
-        self.conv_skip = None if block.conv_skip is None else FoldedConv(block.conv_skip, skip_gain, dtype)
+        self.conv_skip = None if block.conv_skip is None else folded(block.conv_skip, skip_gain)
         self.attn_qkv = self.attn_proj = None
         if block.attn_qkv is not None and block.attn_proj is not None:
-            self.attn_qkv = FoldedConv(block.attn_qkv, 1.0, dtype)
+            self.attn_qkv = folded(block.attn_qkv)
             # Reorder the outputs: heads x channels x 3 -> 3 x heads x channels.
             w = self.attn_qkv.weight.unflatten(0, (self.num_heads, -1, 3)).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
             self.attn_qkv.weight.data = w.contiguous(memory_format=torch.channels_last)
-            self.attn_proj = FoldedConv(block.attn_proj, attn_share, dtype)
+            self.attn_proj = folded(block.attn_proj, attn_share)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         x = resample(x, self.resample_mode)
@@ -72,10 +80,14 @@ class FoldedBlock(nn.Module):
         if self.flavor == "dec" and self.conv_skip is not None:
             x = y.add_(self.conv_skip(x))
         else:
-            x = y.add_(x, alpha=self.main_share)
+            x = self.add_scaled(y, x, self.main_share)
         if self.attn_qkv is not None and self.attn_proj is not None:
-            x = self.attn_proj(self.attend(self.attn_qkv(x))).add_(x, alpha=self.skip_share)
+            x = self.add_scaled(self.attn_proj(self.attend(self.attn_qkv(x))), x, self.skip_share)
         return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
+
+    def add_scaled(self, y: Tensor, x: Tensor, factor: float) -> Tensor:
+        """y + factor x, written to `y`; in float16 too the factor is not rounded, as `add_` does on a CPU."""
+        return y.add_(x, alpha=factor) if self.one is None else y.addcmul_(x, self.one, value=factor)
 
     def attend(self, qkv: Tensor) -> Tensor:
         """`Block.attend` on channels that come as 3 x heads x channels: in channels-last memory all views are free."""
@@ -94,15 +106,19 @@ def blend(t: float) -> tuple[float, float]:
 
 @torch.no_grad()
 def fold(network: Precond, device: torch.device | str = "cpu") -> Precond:
-    """A copy for inference of `network` on `device`, weights in the dtype used there; a folded one is moved only."""
+    """A copy for inference of `network` on `device`, weights in the dtype used there; a folded one is moved only.
+
+    One layer at a time: beyond the network as it is (which may be a file in memory-mapped form), the host holds no more
+    than a layer of a copy that goes to another device.
+    """
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     folded = copy.deepcopy(network, memo=tensors).eval()  # of the very same tensors
     dtype = network.dtype(device)
     for parent in list(folded.modules()):
         for name, module in parent.named_children():
             if isinstance(module, Block):
-                setattr(parent, name, FoldedBlock(module, dtype))
+                setattr(parent, name, FoldedBlock(module, dtype, device))
             elif isinstance(module, MPConv) and not isinstance(parent, Block):
                 gain = folded.unet.out_gain if module is folded.unet.out_conv else 1.0
-                setattr(parent, name, FoldedConv(module, gain, dtype))
+                setattr(parent, name, FoldedConv(module, gain, dtype, device))
     return folded.to(device)

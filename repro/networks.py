@@ -101,12 +101,16 @@ class MPConv(nn.Module):
 
     def scaled_weight(self, gain: Tensor | float = 1.0) -> Tensor:
         """Weight of unit magnitude per output, times gain / sqrt(fan-in)."""
-        w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.training:
             with torch.no_grad():
-                self.weight.copy_(normalize(w))
-            w = self.weight.to(w.dtype)
-        return normalize(w) * (gain / math.sqrt(w[0].numel()))
+                self.weight.copy_(normalize(self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))))
+        return scaled(self.weight, gain)
+
+
+def scaled(weight: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+    """A weight [out, ...] of unit magnitude per output, times gain / sqrt(fan-in), in float32 at least."""
+    w = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    return normalize(w) * (gain / math.sqrt(w[0].numel()))
 
 
 def convolve(x: Tensor, weight: Tensor) -> Tensor:

@@ -80,22 +80,24 @@ def kimg_to_nimg(kimg: int) -> int:
     return -(-kimg * 1000 // 1024) * 1024
 
 
-def load(path: str | Path) -> Snapshot:
+def load(path: str | Path, as_stored: bool = False) -> Snapshot:
     """Read a network file, .pkl as published or .safetensors; weights come as float32 on the CPU.
 
+    `as_stored`: convolutions and linear layers in float16 where the file has them so, of .safetensors memory-mapped:
+    to be folded, which gives the same bits. All processes of a machine then share one copy, the system's of the file.
     InputError: anything is not as it should be; names file, key, expected and found.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such network file")
     if path.suffix == ".pkl":
-        return load_published(path)
+        return load_published(path, as_stored)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: expected a .safetensors or .pkl file")
     metadata = read_metadata(path)
     with explained(f"{path}: metadata cannot be used", "expected sound init_kwargs and encoder"):
         init_kwargs, encoder = metadata.pop("init_kwargs"), encoders.build(metadata.pop("encoder"))
-    return Snapshot(_assemble(path, init_kwargs, load_state_dict(path)), encoder, metadata)
+    return Snapshot(_assemble(path, init_kwargs, load_state_dict(path), as_stored), encoder, metadata)
 
 
 def save(snapshot: Snapshot, path: str | Path) -> None:
@@ -119,7 +121,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Precond:
+def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor], as_stored: bool) -> Precond:
     """The network that `init_kwargs` describe with the given weights; nothing larger than the file is allocated."""
     _check_init_kwargs(path, init_kwargs)
     with explained(f"{path}: construction arguments do not build a network"), torch.device("meta"):
@@ -134,7 +136,11 @@ def _assemble(path: Path, init_kwargs: Any, tensors: Mapping[str, Tensor]) -> Pr
             raise InputError(f"{path}: {key} ({tensor.dtype}), expected finite floating-point numbers")
     if extra := tensors.keys() - shapes.keys():
         raise InputError(f"{path}: {min(extra)} has no place in this network")
-    network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+    # Gains and buffers enter arithmetic as they are, so that they are float32 always.
+    kept = {
+        key for key, p in network.named_parameters() if as_stored and p.ndim and tensors[key].dtype == torch.float16
+    }
+    network.load_state_dict({k: t if k in kept else t.float() for k, t in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -171,7 +177,7 @@ def _persistent_object(meta: Any) -> _Object:
     return _Object(str(meta.get("class_name")), meta["state"])
 
 
-def load_published(path: Path) -> Snapshot:
+def load_published(path: Path, as_stored: bool = False) -> Snapshot:
     allowed: dict[tuple[str, str], Any] = NUMPY_GLOBALS | {
         ("dnnlib.util", "EasyDict"): dict,
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
@@ -187,7 +193,7 @@ def load_published(path: Path) -> Snapshot:
     network = tree["ema"]
     if network.class_name != "Precond":
         raise InputError(f"{path}: the network's class is {network.class_name}, expected Precond")
-    precond = _assemble(path, _arguments(path, network), dict(_tensors(path, network, "", set())))
+    precond = _assemble(path, _arguments(path, network), dict(_tensors(path, network, "", set())), as_stored)
     name = parse_name(path.name)
     known: dict[str, Any] = {"nimg": kimg_to_nimg(name.kimg), "ema_std": name.ema_std} if name else {}
     return Snapshot(

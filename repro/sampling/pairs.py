@@ -164,7 +164,7 @@ def load_network(source: str, device: torch.device, files: Sequence[str] = ()) -
     """A network file, or what `module:function` returns (see `load_code`), ready to sample on `device`; its sha256."""
     if Path(source).suffix not in SUFFIXES and ":" in source:
         return load_code(source, device, files)
-    snapshot = snapshots.load(source)
+    snapshot = snapshots.load(source, as_stored=True)
     network = fold(snapshot.network, device)
     network.encoder = snapshot.encoder
     return network, sha256_file(source)

@@ -47,6 +47,21 @@ def test_output_agrees_with_the_golden_file(golden: Path, name: str, prepared: b
     assert relative(logvar.flatten(), data["logvar"].flatten()) < 1e-5
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_float16_is_as_close_to_float32_as_the_published_arithmetic_in_float16(golden: Path, name: str) -> None:
+    network = snapshots.load(golden / f"{name}.pkl").network
+    network.precision = torch.float16  # as on CUDA
+    folded = fold(network)
+    half = {p.dtype for key, p in folded.unet.named_parameters() if p.ndim == 4}
+    data = np.load(golden / f"{name}-forward.npz")
+    labels = torch.from_numpy(data["labels"]) if "labels" in data and data["labels"].size else None
+    with torch.no_grad():
+        found = folded(torch.from_numpy(data["x"]), torch.from_numpy(data["sigma"]), labels)
+    published = torch.from_numpy(np.load(golden / "fp16-forward.npz")[name]).float()
+    assert half == {torch.float16}
+    assert 1e-4 < relative(found, data["denoised"]) <= 1.25 * relative(published, data["denoised"])
+
+
 def test_missing_labels_mean_the_zero_vector_as_published(golden: Path) -> None:
     network = snapshots.load(golden / "main.pkl").network.eval()
     data = np.load(golden / "main-forward-without-labels.npz")

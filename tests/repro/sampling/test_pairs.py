@@ -1,6 +1,9 @@
-"""Networks of a configuration: what they are told apart by, and models of the user's own."""
+"""Networks of a configuration: what they are told apart by, what they take to load, and models of the user's own."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +11,12 @@ import pytest
 import torch
 
 from metrics.files import InputError
+from repro import snapshots
+from repro.encoders import RGBEncoder
 from repro.guidance import Guided
-from repro.sampling.pairs import Configuration, Solver, load_code, load_pair
+from repro.inference import fold
+from repro.networks import Precond
+from repro.sampling.pairs import Configuration, Solver, load_code, load_network, load_pair
 from repro.sampling.shards import generate, read_shard
 
 CPU = torch.device("cpu")
@@ -113,3 +120,55 @@ def test_a_digest_is_of_what_decides_bits(golden: Path) -> None:
 def test_code_that_gives_no_model_is_named(source: str) -> None:
     with pytest.raises(InputError, match=rf"{re.escape(source)}( \(| does not return)"):
         load_code(source, CPU)
+
+
+# How much memory of its own a process takes at most while it loads a network for another device, in bytes.
+LOADING = """
+import re, sys, threading, time
+from pathlib import Path
+import torch
+from repro.sampling.pairs import load_network
+
+def own():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+def watch():
+    while not done.wait(0.001):
+        found.append(own())
+
+load_network(sys.argv[1], torch.device("meta"))  # what is imported at first use
+found, done = [own()], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
+load_network(sys.argv[2], torch.device("meta"))
+done.set()
+watcher.join()
+print(max(found) - found[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+def test_a_network_for_a_gpu_takes_little_of_the_hosts_memory(golden: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        large = Precond(8, 4, 0, model_channels=320, channel_mult=[1, 2], num_blocks=1)
+    large = large.to_empty(device="cpu")
+    for tensor in (*large.parameters(), *large.buffers()):
+        torch.nn.init.constant_(tensor, 0.5)
+    path, small = tmp_path / "large.safetensors", golden / "guide.pkl"
+    snapshots.save(snapshots.Snapshot(large, RGBEncoder(), {}), path)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", LOADING, str(small), str(path)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    size, layer = path.stat().st_size, 4 * max(p.numel() for p in large.parameters())
+    assert size > 4e7
+    assert int(found.stdout) < min(size, 3 * layer)  # in float32 it would be two more copies of it, and all of them
+
+
+def test_weights_as_stored_give_the_same_bits(golden: Path, tmp_path: Path) -> None:
+    snapshots.save(snapshots.load(golden / "main.pkl"), tmp_path / "main.safetensors")
+    stored = snapshots.load(tmp_path / "main.safetensors", as_stored=True).network
+    assert {p.dtype for p in stored.parameters() if p.ndim} == {torch.float16}
+    assert {p.dtype for p in (*stored.parameters(), *stored.buffers()) if p.ndim < 2} == {torch.float32}
+    folded, _ = load_network(str(tmp_path / "main.safetensors"), CPU)
+    expected = fold(snapshots.load(golden / "main.pkl").network)
+    torch.testing.assert_close(folded.state_dict(), expected.state_dict(), rtol=0, atol=0)  # type: ignore[attr-defined]
