@@ -51,12 +51,17 @@ class Degraded:
 
     def inner(self) -> Precond:
         """The network itself, within all that is around it; raises InputError where it is not one of this project."""
-        network = self.network
-        while isinstance(network, Degraded):
-            network = network.network
+        network = core(self.network)
         if not isinstance(network, Precond):
             raise InputError(f"{type(self).__name__} needs one of this project's networks, to reach inside")
         return network
+
+
+def core(network: Denoiser) -> Denoiser:
+    """The network within all degradations around it."""
+    while isinstance(network, Degraded):
+        network = network.network
+    return network
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError, explained, nearest
+from metrics.precision import tf32
 from repro.adapters.parameterisations import Adapted, VariancePreserving
 from repro.encoders import RGBEncoder
 
@@ -24,6 +25,8 @@ BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 class DiffusersVAE:
     """Pixels <-> scaled latents of an `AutoencoderKL`, whose pixels are in [-1, 1]; in float32."""
 
+    tf32 = True  # whether its convolutions may use TF32 on CUDA, as those of other VAEs here
+
     def __init__(self, vae: Any) -> None:
         self.vae = vae.float().eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
@@ -31,13 +34,16 @@ class DiffusersVAE:
 
     def encode_latents(self, raw: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> the posterior's mean, scaled, float32 [N, 4, h, w]."""
-        posterior = self.vae.to(raw.device).encode(RGBEncoder().encode_latents(raw))["latent_dist"]
+        with tf32(self.tf32):
+            posterior = self.vae.to(raw.device).encode(RGBEncoder().encode_latents(raw))["latent_dist"]
         return (posterior.mean - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """float [N, 4, h, w] -> uint8 [N, 3, H, W]."""
         vae = self.vae.to(latents.device)
-        return RGBEncoder().decode(vae.decode(latents.float() / self.scale + self.shift)["sample"])
+        with tf32(self.tf32):
+            decoded = vae.decode(latents.float() / self.scale + self.shift)["sample"]
+        return RGBEncoder().decode(decoded)
 
     def config(self) -> dict[str, Any]:
         """What it is, to be compared with a guide's."""

@@ -8,6 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics.files import InputError
-from repro.degradations import seed_degradations
+from metrics.precision import tf32
+from repro.degradations import core, seed_degradations
 from repro.networks import Precond
 from repro.sampler import NonFiniteError, SeedStreams, draw_inputs, sample
 from repro.sampling.pairs import Pair
@@ -32,26 +34,34 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
     for network in (pair.main, pair.guide):
         seed_degradations(network, streams)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
+    exact = tf32(False) if pair.device.type == "cuda" and not _is_half(pair) else nullcontext()
     if labels is not None and pair.configuration.only_class is not None:
         labels = F.one_hot(torch.full([len(labels)], pair.configuration.only_class), labels.shape[1]).to(labels)
     try:
-        latents = sample(
-            pair.main,
-            noise,
-            labels,
-            guide=pair.guide,
-            guidance=guided.guidance,
-            interval=guided.interval,
-            rule=guided.rule,
-            rule_settings=guided.rule_settings,
-            ramp=guided.ramp,
-            randn_like=streams.randn_like,
-            **pair.configuration.solver.arguments(),
-        )
+        with exact:
+            latents = sample(
+                pair.main,
+                noise,
+                labels,
+                guide=pair.guide,
+                guidance=guided.guidance,
+                interval=guided.interval,
+                rule=guided.rule,
+                rule_settings=guided.rule_settings,
+                ramp=guided.ramp,
+                randn_like=streams.randn_like,
+                **pair.configuration.solver.arguments(),
+            )
     except NonFiniteError as err:
         where = ", ".join(f"seed {seeds[i]} at step {step}" for i, step in err.failures)
         raise InputError(f"non-finite latents: {where}") from err
     return latents, labels
+
+
+def _is_half(pair: Pair) -> bool:
+    """Whether all networks compute in float16, so that TF32 is nothing to them and they need not wait for the VAE."""
+    networks = [core(network) for network in (pair.main, pair.guide) if network is not None]
+    return all(isinstance(n, Precond) and n.dtype(pair.device) == torch.float16 for n in networks)
 
 
 def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int], NDArray[np.uint8], list[int]]]:

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from metrics.files import InputError
+from metrics.precision import tf32
+from repro.degradations import degrade
 from repro.guidance import Guided
 from repro.networks import Precond
-from repro.sampler import draw_inputs, sample
+from repro.sampler import SeedStreams, draw_inputs, sample
 from repro.sampling import batches
-from repro.sampling.batches import _count_ahead, ahead, sample_images
+from repro.sampling.batches import _count_ahead, ahead, sample_batch, sample_images
 from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
 from repro.sampling.shards import generate, read_shard
 
@@ -102,6 +104,33 @@ def test_float16_images_stay_close_to_float32(
     levels = [exact.main.encoder.decode(latents).float() for latents in (full, found)]
     assert (levels[0] - levels[1]).abs().max() <= 2
     assert (levels[0] - levels[1]).abs().mean() <= 0.1
+
+
+def test_networks_in_float32_are_sampled_without_tf32_on_cuda_and_those_in_float16_do_not_wait_for_the_vae(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def spied(*_: object, **__: object) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return torch.zeros(4, 3, 16, 16)
+
+    def inputs(network: Precond, streams: SeedStreams, device: torch.device) -> tuple[torch.Tensor, None]:
+        return torch.zeros(4, 3, 16, 16), None
+
+    monkeypatch.setattr(batches, "sample", spied)
+    monkeypatch.setattr(batches, "draw_inputs", inputs)
+    monkeypatch.setattr(batches, "SeedStreams", lambda device, seeds: SeedStreams("cpu", seeds))
+    assert isinstance(pair.main, Precond)
+    assert pair.guide is not None
+    degraded = replace(pair, guide=degrade(pair.guide, {"dropout": 0.1}), device=torch.device("cuda"))
+    with tf32(True):
+        sample_batch(degraded, range(4))
+    pair.main.use_fp16 = False
+    torch.backends.cudnn.allow_tf32 = True
+    sample_batch(degraded, range(4))
+    assert seen == [True, False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_finished_shards_are_not_made_again(pair: Pair, tmp_path: Path) -> None:
