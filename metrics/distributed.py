@@ -1,7 +1,10 @@
 """torchrun: set-up and rank helpers. Alone in the world, every call is a no-op."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,16 +12,33 @@ import torch.distributed as dist
 
 from metrics.files import InputError
 from metrics.machine import machine
+from metrics.peers import Peers
+
+#: How long an exchange may take, for which all processes have come together.
+LIMIT = timedelta(minutes=10)
+#: Seconds of silence after which a process counts as dead.
+PATIENCE = 60.0
+
+_peers: Peers | None = None
 
 
 def init() -> None:
-    """Join the process group that torchrun's environment describes: nccl on CUDA, gloo on the CPU."""
+    """Join the process group that torchrun's environment describes: nccl on CUDA, gloo on the CPU.
+
+    From then on the processes watch over each other (`metrics.peers`).
+    """
+    global _peers
     if "RANK" not in os.environ or dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    # Processes share out shards, so one may wait long for another; torchrun ends a group of which one has died.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+    store, number, world = next(dist.rendezvous("env://", timeout=LIMIT))  # type: ignore[operator]
+    if world > 1:
+        patience = float(machine().patience or PATIENCE)
+        _peers = Peers(dist.PrefixStore("peers", store), number, world, patience, LIMIT.total_seconds())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=number, world_size=world, timeout=LIMIT)
 
 
 def rank() -> int:
@@ -44,18 +64,44 @@ def device() -> torch.device:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
-    if dist.is_initialized():
-        dist.barrier()
+    """Wait until every process is here, as long as all are alive."""
+    if _peers is not None:
+        _peers.meet()
 
 
-def all_reduce_sum(array: np.ndarray) -> np.ndarray:
-    """Sum of every process's float64 array, the same bits everywhere."""
+@contextmanager
+def exchange() -> Iterator[None]:
+    """Around work of all processes together that brings collective operations of its own, of at most `LIMIT`."""
+    if _peers is None:
+        yield
+    else:
+        with _peers.exchange():
+            yield
+
+
+def all_reduce_sum(array: np.ndarray, together: bool = False) -> np.ndarray:
+    """Sum of every process's float64 array, the same bits everywhere.
+
+    The processes wait for each other first, unless they come `together`, within `LIMIT`.
+    """
     if not dist.is_initialized():
         return array
+    if not together:
+        barrier()
     tensor = torch.tensor(array)
-    dist.all_reduce(tensor)
+    with exchange():
+        dist.all_reduce(tensor)
     return tensor.numpy()
+
+
+def all_gather(mine: Any) -> list[Any]:
+    """What every process has, in all of them, by rank."""
+    everyone = [mine] * world_size()
+    if dist.is_initialized():
+        barrier()
+        with exchange():
+            dist.all_gather_object(everyone, mine)
+    return everyone
 
 
 def print0(*values: object) -> None:

@@ -31,6 +31,8 @@ class Machine:
     cache: str = ""
     #: Folder with detectors' weights, for machines without a network.
     weights: str = ""
+    #: Seconds without a sign of life after which a process of a group counts as dead, and the others end; empty: 60.
+    patience: str = ""
     #: Anything: nothing is downloaded.
     offline: str = ""
     #: Anything: shards that were verified once are read whole and verified again.
@@ -41,6 +43,8 @@ class Machine:
     def __post_init__(self) -> None:
         if self.workers and not self.workers.isdecimal():
             raise InputError(f"workers is '{self.workers}', expected a number of processes")
+        if self.patience and not (self.patience.isdecimal() and int(self.patience) >= 3):
+            raise InputError(f"patience is '{self.patience}', expected whole seconds, 3 or more")
 
 
 def machine() -> Machine:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -139,9 +138,7 @@ class ImageSet:
             for checked in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()):
                 mine.append(checked)
                 bar.update(len(checked))
-        everyone = [mine] * world
-        if world > 1:
-            dist.all_gather_object(everyone, mine)
+        everyone = distributed.all_gather(mine)
         results = [result for i in range(len(shares)) for result in everyone[i % world][i // world]]
         bad = [result for result in results if isinstance(result, str)]
         good = [i for i, result in enumerate(results) if not isinstance(result, str)]

@@ -67,7 +67,8 @@ def train(
             loss += trainer.step(d.encoded(dataset, settings.conditional, trainer.device) for d in drawn)
             bar.update(settings.batch_size)
             nimg, finished = trainer.cur_nimg, trainer.cur_nimg == pace.total_nimg
-            stopping = distributed.all_reduce_sum(np.array([len(asked)], float)).item() > 0  # in all processes or none
+            # In all processes or none.
+            stopping = distributed.all_reduce_sum(np.array([len(asked)], float), together=True).item() > 0
 
             if finished or stopping or nimg % pace.log_nimg == 0:
                 line = _line(trainer, loss, *since)
@@ -163,7 +164,7 @@ def _line(trainer: Trainer, total: torch.Tensor, nimg: int, started: float) -> L
     `total` is the loss, summed over this process's images.
     """
     net, images = trainer.network, trainer.cur_nimg - nimg
-    loss = distributed.all_reduce_sum(np.array(total.item())).item() / (
+    loss = distributed.all_reduce_sum(np.array(total.item()), together=True).item() / (
         images * net.img_channels * net.img_resolution**2
     )
     memory = torch.cuda.max_memory_allocated(trainer.device) if trainer.device.type == "cuda" else None

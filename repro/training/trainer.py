@@ -134,7 +134,9 @@ class Trainer:
         self.loss = EDM2Loss(settings.P_mean, settings.P_std, network.sigma_data)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.ref_lr, betas=(0.9, 0.99), fused=True)
         self.ema = PowerFunctionEMA(network, settings.ema_stds)
-        self._wrapped = DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
+        distributed.barrier()
+        with distributed.exchange():
+            self._wrapped = DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
     def step(self, batches: Iterable[Batch]) -> Tensor:
         """One optimiser step on this process's share of the batch, in pieces; returns the summed loss, on the device.
@@ -145,7 +147,7 @@ class Trainer:
         total = torch.zeros([], device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         net, seen = self._wrapped, 0
-        with tf32(False), fastest_convolutions():
+        with distributed.exchange(), tf32(False), fastest_convolutions():
             for batch in batches:
                 seen += len(batch.images)
                 # processes exchange gradients in the last piece only

@@ -13,7 +13,7 @@ from metrics.machine import machine
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("LAUNCHER", "DEVICE", "WORKERS", "CACHE", "WEIGHTS", "OFFLINE"):
+    for name in ("LAUNCHER", "DEVICE", "WORKERS", "CACHE", "WEIGHTS", "OFFLINE", "PATIENCE"):
         monkeypatch.delenv(f"REPRO_{name}", raising=False)
 
 
@@ -34,6 +34,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     [
         ("launchre: python\n", "unknown key launchre; did you mean 'launcher'"),
         ("workers: many\n", "workers is 'many', expected a number"),
+        ("patience: 1\n", "patience is '1', expected whole seconds, 3 or more"),
         ("[1]\n", "expected a mapping"),
         ("a: [\n", "not valid YAML"),
     ],

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,27 @@ from repro.training.loop import train
 distributed.init()
 train(config, Digits(), sys.argv[1], device="cpu")
 """
+
+
+ONE_KILLED = DISTRIBUTED.replace(
+    "distributed.init()",
+    """
+import os
+class Digits(Digits):
+    def batch(self, seed, positions):
+        if positions[0] >= 64 and distributed.rank() == 1:
+            os.kill(os.getpid(), 9)
+        return super().batch(seed, positions)
+distributed.init()
+""",
+)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_training_of_all_and_is_named(tiny: TrainingConfig, tmp_path: Path) -> None:
+    ended = run_script(ONE_KILLED, tiny, tmp_path / "two", processes=2)
+    assert ended.returncode != 0
+    assert re.search(r"rank +: 1 .*\n.*exitcode +: -9", ended.stderr), ended.stderr[-3000:]
 
 
 def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
