@@ -1,6 +1,6 @@
 """Features of sampled images as shards: extracted from shards of images, or kept in their place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from metrics.features import FeatureFile, FeatureSet, detect, read, write
 from metrics.files import InputError
 from metrics.progress import progress
 from repro.numerics import numerics
+from repro.sampling.dealing import Wanted, plan
 from repro.sampling.pairs import Pair
 from repro.sampling.shards import IMAGES, Form, Manifest, read_shard
 from repro.strict import facts
@@ -49,7 +50,7 @@ class FeatureShards(Form):
             return False
 
     def encode(self, images: NDArray[np.uint8]) -> Features:
-        return detect(_batches(images), self.detectors)
+        return detect(map(list, _pieces(images)), self.detectors)
 
     def keep(self, path: Path, manifest: Manifest, parts: list[Features]) -> None:
         tags = {name: detector.tags for name, detector in self.detectors.items()}
@@ -59,19 +60,35 @@ class FeatureShards(Form):
     def bytes_per_image(self, pair: Pair) -> float:
         return 4.0 * sum(detector.dim for detector in self.detectors.values())
 
+    def content(self, path: Path) -> tuple[Manifest, Features]:
+        found = read(path)
+        return Manifest.read(found.facts.get("manifest"), path), dict(found.features)
+
     def extract(self, shards: Sequence[Path], folder: Path, description: str = "") -> list[Path]:
-        """Features of shards of images, a file for each in `folder`; under torchrun the ranks share the shards.
+        """Features of shards of images, a file for each in `folder`; under torchrun the ranks share the batches.
 
         What stands there is kept if it was made from the same images by the same detectors.
         """
         targets = [folder / f"{shard.stem}{self.suffix}" for shard in shards]
-        mine = list(zip(shards, targets, strict=True))[distributed.rank() :: distributed.world_size()]
-        for shard, target in progress(description, mine, unit="shard", hidden=distributed.rank() > 0):
-            made = IMAGES.manifest(shard)
-            if made is None or not self.is_sound(target, made):
-                manifest, images = read_shard(shard)
-                self.keep(target, manifest, [detect(_batches(images), self.detectors, str(shard))])
-        distributed.barrier()
+        there = np.zeros(len(shards))
+        for i in range(distributed.rank(), len(shards), distributed.world_size()):
+            made = IMAGES.manifest(shards[i])
+            there[i] = made is not None and self.is_sound(targets[i], made)
+        there = distributed.all_reduce_sum(there)
+        sources = {target: shard for target, shard, found in zip(targets, shards, there, strict=True) if not found}
+        made_of = {target: read_shard(shard, limit=1)[0] for target, shard in sources.items()}
+
+        def seeds_of(wanted: Wanted, part: Path) -> list[int] | None:
+            seeds = self.content(part)[0].seeds
+            known = {*seeds} <= {*made_of[wanted.path].seeds}
+            return seeds if known and self.is_sound(part, made_of[wanted.path].of(seeds)) else None
+
+        work = plan([Wanted(x, [*map(list, _pieces(made_of[x].seeds))]) for x in sources], seeds_of)
+        for job in progress(description, work.mine, unit="shard", hidden=distributed.rank() > 0):
+            shard = sources[job.wanted.path]
+            manifest, images = read_shard(shard, only=job.seeds)
+            self.keep(job.path, manifest, [detect(map(list, _pieces(images)), self.detectors, str(shard))])
+        work.join(self.join)
         return targets
 
     def _facts(self, manifest: Manifest) -> dict[str, Any]:
@@ -99,5 +116,6 @@ def concatenate(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Features:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _batches(images: NDArray[np.uint8]) -> Iterator[list[NDArray[np.uint8]]]:
-    return map(list, np.split(images, range(BATCH, len(images), BATCH)))
+def _pieces(of: Any) -> list[Any]:
+    """Seeds or images in the batches that a detector takes."""
+    return [of[i : i + BATCH] for i in range(0, len(of), BATCH)]

@@ -25,6 +25,7 @@ from metrics.files import InputError, explained, write_text
 from metrics.progress import progress
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
+from repro.sampling.dealing import Wanted, plan
 from repro.sampling.pairs import Configuration, Pair
 from repro.strict import build
 
@@ -57,6 +58,11 @@ class Manifest:
         except InputError as err:
             raise InputError(f"{path}: its manifest is of another version ({err}); move it away") from None
 
+    def of(self, seeds: Sequence[int]) -> "Manifest":
+        """What it says of some of its seeds."""
+        labels = dict(zip(self.seeds, self.labels, strict=True)) if self.labels else {}
+        return replace(self, seeds=list(seeds), labels=[labels[seed] for seed in seeds] if labels else [])
+
     def facts(self) -> dict[str, Any]:
         """In JSON's types."""
         return dict(json.loads(json.dumps(asdict(self))))
@@ -83,6 +89,9 @@ class Form(Protocol):
     def keep(self, path: Path, manifest: Manifest, parts: list[Any]) -> None:
         """Write a shard from what `encode` gave for its batches, atomically."""
 
+    def content(self, path: Path) -> tuple[Manifest, Any]:
+        """Manifest of a sound shard, and what it holds, such as `encode` gives for all of it."""
+
     def bytes_per_image(self, pair: Pair) -> float:
         """Typical size on disk."""
 
@@ -100,6 +109,14 @@ class Form(Protocol):
                 "move the folder away or choose another"
             )
         return manifest.seeds == seeds and self.is_sound(path, manifest, trust)
+
+    def join(self, path: Path, parts: list[Path]) -> None:
+        """Write a shard from parts of it in seed order, the same bytes as made in one go, and remove them."""
+        manifests, contents = zip(*map(self.content, parts), strict=True)
+        seeds, labels = ([x for m in manifests for x in getattr(m, name)] for name in ("seeds", "labels"))
+        self.keep(path, replace(manifests[0], seeds=seeds, labels=labels), list(contents))
+        for part in parts:
+            part.unlink()
 
     def write(self, pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
         """Sample seeds, ascending, into a file."""
@@ -158,6 +175,12 @@ class ImageShards(Form):
         write_zip(path, [*pngs.items(), (MANIFEST, json.dumps(facts, sort_keys=True))])
         _note_verified(path)
 
+    def content(self, path: Path) -> tuple[Manifest, list[bytes]]:
+        if (manifest := self.manifest(path)) is None:
+            raise InputError(f"{path}: not a sound shard; remove it and generate again")
+        with zipfile.ZipFile(path) as archive:
+            return manifest, [archive.read(_name(seed)) for seed in manifest.seeds]
+
     def bytes_per_image(self, pair: Pair) -> float:
         side, latent = pair.main.img_resolution, getattr(pair.main.encoder, "kind", "rgb") == "vae"
         return 0.5 * (3 * (8 * side) ** 2 if latent else pair.main.img_channels * side**2)  # half a byte per value
@@ -177,14 +200,17 @@ def _digest(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def read_shard(path: Path, limit: int | None = None) -> tuple[Manifest, NDArray[np.uint8]]:
+def read_shard(
+    path: Path, limit: int | None = None, only: Sequence[int] | None = None
+) -> tuple[Manifest, NDArray[np.uint8]]:
     """Manifest and images uint8 [n, H, W, C] of a shard of images, in seed order; `limit` takes the first ones only.
 
-    Raises InputError where it is missing or broken.
+    `only` some of the seeds: then the manifest speaks of these. Raises InputError where it is missing or broken.
     """
     manifest = IMAGES.manifest(path)
     if manifest is None:
         raise InputError(f"{path}: not a sound shard; remove it and generate again")
+    manifest = manifest if only is None else manifest.of(only)
     with zipfile.ZipFile(path) as archive:
         return manifest, np.stack([decode_png(archive.read(_name(seed))) for seed in manifest.seeds[:limit]])
 
@@ -199,7 +225,7 @@ def generate(
     borrow: Callable[[Path, Callable[[Path], bool]], bool] | None = None,
     trust: bool = True,
 ) -> list[Path]:
-    """Write the shards of `seeds`, `size` each, that are missing in `folder`; under torchrun the ranks share them.
+    """Write the shards of `seeds`, `size` each, that are missing in `folder`; under torchrun the ranks share batches.
 
     `borrow`, asked for a file with a test of its content, puts one there that somebody has made already, if it finds
     one. What was verified once and has not changed is not read again, unless `trust` is False. Returns the paths of all
@@ -208,23 +234,34 @@ def generate(
     with explained(f"{folder}: cannot be a folder of shards", "name another", (OSError,)):
         folder.mkdir(parents=True, exist_ok=True)
     shards = [(members, folder / shard_name(members, form.suffix)) for members in grouped(seeds, size)]
-    missing = []
-    for members, path in shards[distributed.rank() :: distributed.world_size()]:
+    there = np.zeros(len(shards))
+    for i in range(distributed.rank(), len(shards), distributed.world_size()):
+        members, path = shards[i]
         is_same = functools.partial(form.is_whole, seeds=members, pair=pair, trust=trust)
-        if not is_same(path) and not (borrow and borrow(path, is_same)):
-            missing.append((members, path))
-    total = sum(len(members) for members, _ in missing)
-    if total and description:
-        images = total * distributed.world_size()
-        room = tqdm.format_sizeof(images * form.bytes_per_image(pair), "B")
-        distributed.print0(f"{description}: {images:,} images to sample, about {room} on disk")
+        there[i] = is_same(path) or bool(borrow and borrow(path, is_same))
+    there = distributed.all_reduce_sum(there)
+    batch = pair.configuration.solver.batch_size
+    wanted = [
+        Wanted(path, grouped(members, batch)) for (members, path), found in zip(shards, there, strict=True) if not found
+    ]
+
+    def seeds_of(_: Wanted, part: Path) -> list[int] | None:
+        manifest = form.manifest(part)
+        ours = manifest is not None and manifest.digest == pair.digest and form.is_sound(part, manifest)
+        return manifest.seeds if manifest is not None and ours else None
+
+    work = plan(wanted, seeds_of)
+    if work.total and description:
+        room = tqdm.format_sizeof(work.total * form.bytes_per_image(pair), "B")
+        distributed.print0(f"{description}: {work.total:,} images to sample, about {room} on disk")
+    total = sum(len(job.seeds) for job in work.mine)
     with (
         progress(description, total=total, hidden=distributed.rank() > 0) as bar,
         ThreadPoolExecutor(2) as pool,
     ):
-        for members, path in missing:
-            form.write(pair, members, path, pool, bar)
-    distributed.barrier()
+        for job in work.mine:
+            form.write(pair, job.seeds, job.path, pool, bar)
+    work.join(form.join)
     return [path for _, path in shards]
 
 
