@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError, cache_root, explained, on_one_line
+from metrics.memory import Pieces
 from metrics.precision import tf32
 
 VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -62,7 +63,7 @@ class StabilityVAEEncoder:
     raw_std: tuple[float, ...] = (4.17, 4.62, 3.71, 3.28)
     final_mean: float = 0.0
     final_std: float = 0.5
-    #: Images per call of the VAE.
+    #: Images per call of the VAE, while the GPU's memory holds them.
     batch_size: int = 4
     kind: ClassVar = "vae"
     tf32 = True  # whether the VAE's convolutions may use TF32 on CUDA, as in the published runs
@@ -74,6 +75,7 @@ class StabilityVAEEncoder:
         self.scale = torch.tensor([self.final_std / s for s in self.raw_std])
         self.bias = self.final_mean - torch.tensor(self.raw_mean) * self.scale
         self._vae: Any = None
+        self._pieces = Pieces("the VAE", self.batch_size)
 
     def config(self) -> dict[str, Any]:
         """Construction arguments, with `kind`."""
@@ -81,10 +83,14 @@ class StabilityVAEEncoder:
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, 8, H/8, W/8]: mean and deviation of the posterior, to be stored."""
-        vae, batches = self._load(pixels.device), pixels.split(self.batch_size)
+        vae = self._load(pixels.device)
+
+        def encoded(batch: Tensor) -> Tensor:
+            posterior = vae.encode(batch.to(torch.float32) / 255)["latent_dist"]
+            return torch.cat([posterior.mean, posterior.std], dim=1)
+
         with tf32(self.tf32):
-            posteriors = [vae.encode(batch.to(torch.float32) / 255)["latent_dist"] for batch in batches]
-        return torch.cat([torch.cat([posterior.mean, posterior.std], dim=1) for posterior in posteriors])
+            return self._pieces(encoded, pixels)
 
     def encode_latents(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """Stored mean and deviation, float32 [N, 8, h, w] -> one standardised draw, float32 [N, 4, h, w].
@@ -101,8 +107,8 @@ class StabilityVAEEncoder:
         vae, (scale, bias) = self._load(latents.device), self._affine(latents.device)
         raw = (latents.to(torch.float32) - bias) / scale
         with tf32(self.tf32):
-            parts = [vae.decode(batch)["sample"] for batch in raw.split(self.batch_size)]
-        return (torch.cat(parts).clamp(0, 1) * 255).to(torch.uint8)
+            pixels = self._pieces(lambda batch: vae.decode(batch)["sample"], raw)
+        return (pixels.clamp(0, 1) * 255).to(torch.uint8)
 
     def _affine(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.scale.reshape(1, -1, 1, 1).to(device), self.bias.reshape(1, -1, 1, 1).to(device)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metrics.detectors.weights import digest
 from metrics.files import InputError
+from metrics.memory import Pieces
 from metrics.precision import full_precision
 
 
@@ -23,6 +24,7 @@ class Network:
     ) -> None:
         self.name, self.resize, self.device, self.dtype = name, resize, torch.device(device), dtype
         tags = {"detector": name, "weights_sha256": digest(state), "resize": resize}
+        self._pieces = Pieces(f"detector '{name}'")
         self.tags: Mapping[str, Any] = tags | {"dtype": str(dtype).removeprefix("torch."), "tf32": "off"}
 
     @torch.inference_mode()
@@ -34,7 +36,7 @@ class Network:
                 f"{list(images.shape)}; repeat the channel of grey images three times"
             )
         with full_precision():
-            return self._features(self._prepared(images))
+            return self._pieces(lambda piece: self._features(self._prepared(piece)), images)
 
 
 def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], name: str) -> None:

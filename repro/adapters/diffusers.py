@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metrics.files import InputError, explained, nearest
+from metrics.memory import Pieces
 from metrics.precision import tf32
 from repro.adapters.parameterisations import Adapted, VariancePreserving
 from repro.encoders import RGBEncoder
@@ -31,18 +32,21 @@ class DiffusersVAE:
         self.vae = vae.float().eval().requires_grad_(False)
         self.scale = float(vae.config.scaling_factor)
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+        self._pieces = Pieces("the VAE")
 
     def encode_latents(self, raw: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> the posterior's mean, scaled, float32 [N, 4, h, w]."""
+        vae, pixels = self.vae.to(raw.device), RGBEncoder().encode_latents(raw)
         with tf32(self.tf32):
-            posterior = self.vae.to(raw.device).encode(RGBEncoder().encode_latents(raw))["latent_dist"]
-        return (posterior.mean - self.shift) * self.scale
+            mean = self._pieces(lambda batch: vae.encode(batch)["latent_dist"].mean, pixels)
+        return (mean - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """float [N, 4, h, w] -> uint8 [N, 3, H, W]."""
         vae = self.vae.to(latents.device)
         with tf32(self.tf32):
-            decoded = vae.decode(latents.float() / self.scale + self.shift)["sample"]
+            raw = latents.float() / self.scale + self.shift
+            decoded = self._pieces(lambda batch: vae.decode(batch)["sample"], raw)
         return RGBEncoder().decode(decoded)
 
     def config(self) -> dict[str, Any]:

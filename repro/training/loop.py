@@ -64,7 +64,12 @@ def train(
     with _kept_signals() as asked, bar:
         for drawn in drawn_ahead(config, dataset, steps):
             torch.manual_seed(int(mix(settings.seed, 2, trainer.cur_nimg, rank)))  # dropout only
-            loss += trainer.step(d.encoded(dataset, settings.conditional, trainer.device) for d in drawn)
+            try:
+                loss += trainer.step(d.encoded(dataset, settings.conditional, trainer.device) for d in drawn)
+            except torch.OutOfMemoryError as err:
+                count = pace.device_batch_size or trainer.share
+                remedy = f"set device_batch_size to less than {count}, a power of 2"
+                raise InputError(f"{count} images at once do not fit the GPU's memory; {remedy}") from err
             bar.update(settings.batch_size)
             nimg, finished = trainer.cur_nimg, trainer.cur_nimg == pace.total_nimg
             # In all processes or none.

@@ -61,3 +61,27 @@ def test_vae_decodes_with_tf32_as_asked_and_leaves_it_as_it_was(allowed: bool, m
     assert seen == [(allowed, "highest")] * 2
     assert torch.backends.cudnn.allow_tf32 == before
     assert "tf32" not in encoder.config()
+
+
+def test_vae_halves_its_batch_where_the_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    class VAE:
+        def decode(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(len(batch))
+            if len(batch) > 3:
+                raise torch.OutOfMemoryError
+            return {"sample": batch}
+
+    encoder = StabilityVAEEncoder()
+    monkeypatch.setattr(encoder, "_load", lambda device: VAE())
+    latents = torch.randn(6, 4, 2, 2)
+    halved, config = encoder.decode(latents), encoder.config()
+    assert seen == [4, 2, 2, 2]
+    assert capsys.readouterr().err.startswith("the VAE: 4 images at once do not fit")
+    whole = StabilityVAEEncoder(batch_size=3)
+    monkeypatch.setattr(whole, "_load", lambda device: VAE())
+    assert torch.equal(halved, whole.decode(latents))
+    assert config == StabilityVAEEncoder().config()  # what it is has not changed

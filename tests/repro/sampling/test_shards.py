@@ -222,6 +222,16 @@ def test_overflow_names_the_seed(tmp_path: Path, configuration: Configuration) -
         generate(pair, [9], tmp_path)
 
 
+def test_a_batch_too_large_for_the_gpu_is_said(tmp_path: Path, configuration: Configuration) -> None:
+    class TooLarge(Overflowing):
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+    pair = Pair(named(configuration, guidance=1.0), TooLarge(), None, "0", None, CPU)
+    with pytest.raises(InputError, match="4 images at once do not fit the GPU's memory; lower batch_size"):
+        generate(pair, [9], tmp_path)
+
+
 def test_a_batch_per_thread_changes_no_bit_and_no_number_of_threads(pair: Pair) -> None:
     before = torch.get_num_threads()
     found = []

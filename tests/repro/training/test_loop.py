@@ -181,6 +181,17 @@ def test_two_processes_and_accumulation_agree_with_one_process(tiny: TrainingCon
     assert relative_difference(one, final_weights(tmp_path / "pieces")) < 1e-4
 
 
+def test_a_batch_too_large_for_the_gpu_is_said(
+    tiny: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("repro.training.trainer.EDM2Loss.__call__", run_out)
+    with pytest.raises(InputError, match="8 images at once do not fit .*; set device_batch_size to less than 8"):
+        train(tiny, DIGITS, tmp_path)
+
+
 def test_another_run_in_the_folder_is_refused(tiny: TrainingConfig, tmp_path: Path) -> None:
     config = tiny.changed(total_nimg=16, snapshot_nimg=16)
     train(config, DIGITS, tmp_path)
