@@ -25,6 +25,10 @@ class Machine:
     launcher: str = ""
     #: cpu, cuda, cuda:1; empty: a GPU where there is one.
     device: str = ""
+    #: Anything: main network and guide run side by side on a GPU, on two CUDA streams, where both are small.
+    streams: str = ""
+    #: Anything: networks are replayed as CUDA graphs, without the time it takes to launch their kernels one by one.
+    graphs: str = ""
     #: Processes that decode images; empty: by cores.
     workers: str = ""
     #: Folder of downloads and kept features; empty: autoguidance-repro in the user's cache folder.

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from metrics.files import InputError, nearest
 from metrics.registry import Registry
 from repro import schedules
+from repro.cuda import side_by_side
 from repro.degradations import Strength, check_degradations
 from repro.networks import Denoiser
 from repro.strict import finite
@@ -186,20 +188,26 @@ def guided(
     rule: str = "linear",
     rule_settings: Mapping[str, float] | None = None,
     dtype: torch.dtype = torch.float32,
+    streams: bool = False,
 ) -> Denoise:
     """Denoiser (x, sigma, weights) -> D(x; sigma) in `dtype`: `network` guided by `guides`, of one weight each.
 
     One guide: `rule`. Several: D_main + sum_i (w_i - 1)(D_main - D_i) (arXiv:2406.02507 equation 6). A guide of
-    weight 1 is never evaluated. Conditional guides get the labels.
+    weight 1 is never evaluated. Conditional guides get the labels. `streams`: the networks run side by side on CUDA.
     """
     if len(guides) > 1 and rule != "linear":
         raise InputError(f"rule '{rule}' takes one guide, found {len(guides)}; several need rule linear")
     join = make_rule(rule, rule_settings or {})
 
+    def ask(model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        return model(x, sigma, labels if model.label_dim else None).to(dtype)
+
     def denoise(x: Tensor, sigma: Tensor, weights: Sequence[float]) -> Tensor:
         active = [(guide, w) for guide, w in zip(guides, weights, strict=True) if w != 1]
         models = [network, *(guide for guide, _ in active)]
-        D_main, *answers = (model(x, sigma, labels if model.label_dim else None).to(dtype) for model in models)
+        calls = [partial(ask, model, x, sigma) for model in models]
+        together = streams and x.device.type == "cuda" and len(calls) > 1
+        D_main, *answers = side_by_side(calls, x.device) if together else (call() for call in calls)
         if len(active) == 1:
             return join(D_main, answers[0], active[0][1])
         return sum(((w - 1) * (D_main - D_i) for D_i, (_, w) in zip(answers, active, strict=True)), start=D_main)

@@ -58,6 +58,7 @@ def sample(
     rule: str = "linear",
     rule_settings: Mapping[str, float] | None = None,
     ramp: str = "constant",
+    streams: bool = False,
 ) -> Tensor:
     """Solve the probability-flow ODE by Heun's method: noise [N, ...] -> latents, `dtype`, same shape.
 
@@ -76,6 +77,7 @@ def sample(
         randn_like: source of churn noise.
         rule, rule_settings: how answers are combined, a name of `repro.guidance.RULES`, and its settings.
         ramp: how the weight rises over the guided steps, a name of `repro.guidance.RAMPS`.
+        streams: main network and guides side by side on CUDA, which changes no bit.
 
     Raises InputError where labels are missing, or guide and guidance do not fit together; NonFiniteError on overflow.
     """
@@ -84,7 +86,7 @@ def sample(
         raise InputError(f"the network has {network.label_dim} classes: labels are required")
     if labels is None and any(g.label_dim for g in guides):
         raise InputError("a conditional guide needs labels, and the main network has none")
-    denoise = guided(network, labels, guides, rule, rule_settings, dtype)
+    denoise = guided(network, labels, guides, rule, rule_settings, dtype, streams)
 
     if levels is None:
         sigma_min = getattr(network, "sigma_min", 0.002) if sigma_min is None else sigma_min

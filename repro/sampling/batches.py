@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics.files import InputError
+from metrics.machine import machine
 from metrics.precision import tf32
 from repro.degradations import core, seed_degradations
 from repro.networks import Precond
@@ -50,6 +51,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
                 rule_settings=guided.rule_settings,
                 ramp=guided.ramp,
                 randn_like=streams.randn_like,
+                streams=bool(machine().streams),
                 **pair.configuration.solver.arguments(),
             )
     except torch.OutOfMemoryError as err:

@@ -14,7 +14,9 @@ import torch
 
 from metrics.detectors import weights
 from metrics.files import InputError, explained, sha256_file
+from metrics.machine import machine
 from repro import snapshots
+from repro.cuda import replay
 from repro.degradations import GUIDE, MAIN, degrade
 from repro.guidance import Guided, check_pair
 from repro.inference import fold
@@ -150,14 +152,23 @@ def load_pair(
     main, sha256 = load(g.main)
     if hasattr(main.encoder, "tf32"):
         main.encoder.tf32 = solver.vae_tf32
-    pair = Pair(replace(configuration, guided=g), degrade(main, g.main_degradations, MAIN), None, sha256, None, device)
+    worse = _replayed(degrade(main, g.main_degradations, MAIN), device, solver)
+    pair = Pair(replace(configuration, guided=g), worse, None, sha256, None, device)
     if g.guide is None:
         return pair
     guide, guide_sha256 = load(g.guide)
     check_pair(main, guide, g.main, g.guide)
     if guide_sha256 == sha256 and g.main_degradations == g.guide_degradations:
         raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
-    return replace(pair, guide=degrade(guide, g.guide_degradations, GUIDE), guide_sha256=guide_sha256)
+    worse = _replayed(degrade(guide, g.guide_degradations, GUIDE), device, solver)
+    return replace(pair, guide=worse, guide_sha256=guide_sha256)
+
+
+def _replayed(network: Denoiser, device: torch.device, solver: Solver) -> Denoiser:
+    """The network, as CUDA graphs if the machine is set so and it can be: a plain one, not compiled."""
+    if machine().graphs and device.type == "cuda" and isinstance(network, Precond) and not solver.compile:
+        replay(network)
+    return network
 
 
 def load_network(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:

@@ -188,7 +188,7 @@ def test_a_batch_too_large_for_the_gpu_is_said(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("repro.training.trainer.EDM2Loss.__call__", run_out)
-    with pytest.raises(InputError, match="8 images at once do not fit .*; set device_batch_size to less than 8"):
+    with pytest.raises(InputError, match=r"8 images at once do not fit .*; set device_batch_size to less than 8"):
         train(tiny, DIGITS, tmp_path)
 
 
