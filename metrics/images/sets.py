@@ -285,3 +285,11 @@ def _workers(spare: int = 0) -> int:
         return int(machine().workers)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - spare, 1)
+
+
+def read_ahead(reader: Any, batches: Sequence[Any], num_workers: int | None = None) -> Iterator[list[Any]]:
+    """What `reader[item]` is for the items of each batch, in order, made ahead by worker processes.
+
+    num_workers: as for `ImageSet.batches`. What a reader raises loses its shape on the way: it returns what is wrong.
+    """
+    yield from _in_parallel(reader, batches, _workers(spare=1) if num_workers is None else num_workers)

@@ -12,11 +12,12 @@ from metrics import distributed
 from metrics.detectors import Detector
 from metrics.features import FeatureFile, FeatureSet, detect, read, write
 from metrics.files import InputError
+from metrics.images.sets import read_ahead
 from metrics.progress import progress
 from repro.numerics import numerics
 from repro.sampling.dealing import Wanted, plan
 from repro.sampling.pairs import Pair
-from repro.sampling.shards import IMAGES, Form, Manifest, read_shard
+from repro.sampling.shards import IMAGES, Form, Manifest, ShardImages, sound_manifest
 from repro.strict import facts
 
 BATCH = 100  # images that a detector takes at once, which fit a small GPU
@@ -65,7 +66,9 @@ class FeatureShards(Form):
         return Manifest.read(found.facts.get("manifest"), path), dict(found.features)
 
     def extract(self, shards: Sequence[Path], folder: Path, description: str = "") -> list[Path]:
-        """Features of shards of images, a file for each in `folder`; under torchrun the ranks share the batches.
+        """Features of shards of images, a file for each in `folder`, decoded ahead of the detectors by other processes.
+
+        Under torchrun the ranks share the batches.
 
         What stands there is kept if it was made from the same images by the same detectors.
         """
@@ -76,7 +79,7 @@ class FeatureShards(Form):
             there[i] = made is not None and self.is_sound(targets[i], made)
         there = distributed.all_reduce_sum(there)
         sources = {target: shard for target, shard, found in zip(targets, shards, there, strict=True) if not found}
-        made_of = {target: read_shard(shard, limit=1)[0] for target, shard in sources.items()}
+        made_of = {target: sound_manifest(shard) for target, shard in sources.items()}
 
         def seeds_of(wanted: Wanted, part: Path) -> list[int] | None:
             seeds = self.content(part)[0].seeds
@@ -84,10 +87,12 @@ class FeatureShards(Form):
             return seeds if known and self.is_sound(part, made_of[wanted.path].of(seeds)) else None
 
         work = plan([Wanted(x, [*map(list, _pieces(made_of[x].seeds))]) for x in sources], seeds_of)
+        batches = [[(sources[job.wanted.path], seed) for seed in x] for job in work.mine for x in _pieces(job.seeds)]
+        decoded = read_ahead(ShardImages(), batches)
         for job in progress(description, work.mine, unit="shard", hidden=distributed.rank() > 0):
-            shard = sources[job.wanted.path]
-            manifest, images = read_shard(shard, only=job.seeds)
-            self.keep(job.path, manifest, [detect(map(list, _pieces(images)), self.detectors, str(shard))])
+            images = (_whole(next(decoded)) for _ in _pieces(job.seeds))
+            found = detect(images, self.detectors, str(sources[job.wanted.path]))
+            self.keep(job.path, made_of[job.wanted.path].of(job.seeds), [found])
         work.join(self.join)
         return targets
 
@@ -119,3 +124,11 @@ def concatenate(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Features:
 def _pieces(of: Any) -> list[Any]:
     """Seeds or images in the batches that a detector takes."""
     return [of[i : i + BATCH] for i in range(0, len(of), BATCH)]
+
+
+def _whole(images: list[Any]) -> list[Any]:
+    """Images that could all be read; raises InputError for the first that could not."""
+    for image in images:
+        if isinstance(image, str):
+            raise InputError(image)
+    return images

@@ -176,8 +176,7 @@ class ImageShards(Form):
         _note_verified(path)
 
     def content(self, path: Path) -> tuple[Manifest, list[bytes]]:
-        if (manifest := self.manifest(path)) is None:
-            raise InputError(f"{path}: not a sound shard; remove it and generate again")
+        manifest = sound_manifest(path)
         with zipfile.ZipFile(path) as archive:
             return manifest, [archive.read(_name(seed)) for seed in manifest.seeds]
 
@@ -200,19 +199,39 @@ def _digest(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def read_shard(
-    path: Path, limit: int | None = None, only: Sequence[int] | None = None
-) -> tuple[Manifest, NDArray[np.uint8]]:
+def read_shard(path: Path, limit: int | None = None) -> tuple[Manifest, NDArray[np.uint8]]:
     """Manifest and images uint8 [n, H, W, C] of a shard of images, in seed order; `limit` takes the first ones only.
 
-    `only` some of the seeds: then the manifest speaks of these. Raises InputError where it is missing or broken.
+    Raises InputError where it is missing or broken.
     """
+    manifest, images = sound_manifest(path), ShardImages()
+    return manifest, np.stack([images.read(path, seed) for seed in manifest.seeds[:limit]])
+
+
+def sound_manifest(path: Path) -> Manifest:
+    """What a shard of images says of its making; raises InputError where it is missing or broken."""
     manifest = IMAGES.manifest(path)
     if manifest is None:
         raise InputError(f"{path}: not a sound shard; remove it and generate again")
-    manifest = manifest if only is None else manifest.of(only)
-    with zipfile.ZipFile(path) as archive:
-        return manifest, np.stack([decode_png(archive.read(_name(seed))) for seed in manifest.seeds[:limit]])
+    return manifest
+
+
+class ShardImages:
+    """Images of shards by (path, seed), uint8 [H, W, C], or in words why one cannot be read."""
+
+    def __init__(self) -> None:
+        self._archive: tuple[Path, zipfile.ZipFile] | None = None
+
+    def __getitem__(self, item: tuple[Path, int]) -> NDArray[np.uint8] | str:
+        try:
+            return self.read(*item)
+        except (InputError, *TORN) as err:
+            return f"{item[0]}: the image of seed {item[1]} cannot be read ({err}); remove the shard and generate again"
+
+    def read(self, path: Path, seed: int) -> NDArray[np.uint8]:
+        if self._archive is None or self._archive[0] != path:
+            self._archive = path, zipfile.ZipFile(path)
+        return decode_png(self._archive[1].read(_name(seed)))
 
 
 def generate(
