@@ -32,7 +32,7 @@ def init() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    store, number, world = next(dist.rendezvous("env://", timeout=LIMIT))  # type: ignore[operator]
+    store, number, world = next(dist.rendezvous("env://", timeout=LIMIT))
     if world > 1:
         patience = float(machine().patience or PATIENCE)
         _peers = Peers(dist.PrefixStore("peers", store), number, world, patience, LIMIT.total_seconds())

@@ -45,7 +45,7 @@ def replay(network: Precond, record: Record | None = None) -> None:
     They are the same kernels, without the time that the host takes to launch them. Not for networks that draw random
     numbers, nor for several threads at once. `record` makes the graphs, by default those of CUDA.
     """
-    network.forward = Replayed(network.forward, record or recorded)  # type: ignore[method-assign]
+    network.forward = Replayed(network.forward, record or recorded)  # type: ignore[assignment, method-assign]
 
 
 class Replayed:
