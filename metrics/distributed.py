@@ -16,8 +16,8 @@ from metrics.peers import Peers
 
 #: How long an exchange may take, for which all processes have come together.
 LIMIT = timedelta(minutes=10)
-#: Seconds of silence after which a process counts as dead.
-PATIENCE = 60.0
+#: Seconds of silence after which a process counts as dead: longer than the longest write that keeps Python's lock.
+PATIENCE = 180.0
 
 _peers: Peers | None = None
 

@@ -35,7 +35,7 @@ class Machine:
     cache: str = ""
     #: Folder with detectors' weights, for machines without a network.
     weights: str = ""
-    #: Seconds without a sign of life after which a process of a group counts as dead, and the others end; empty: 60.
+    #: Seconds without a sign of life after which a process of a group counts as dead, and the others end; empty: 180.
     patience: str = ""
     #: Anything: nothing is downloaded.
     offline: str = ""

@@ -55,7 +55,7 @@ class Peers:
             yield
         except RuntimeError:
             self._hurry = True
-            self._thread.join(6 * BEAT)  # which ends this process where one is silent
+            self._thread.join(12 * BEAT)  # which ends this process where one is silent
             raise
         self.count += 1
 
@@ -109,7 +109,7 @@ class Peers:
         def those(blamed: Callable[[Sign, float], bool]) -> list[int]:
             return [other for other, (sign, at) in self._signs.items() if blamed(sign or Sign((False, 0, 0)), now - at)]
 
-        patience = min(self.patience, 4 * BEAT) if self._hurry else self.patience
+        patience = min(self.patience, 10 * BEAT) if self._hurry else self.patience
         if within and (ended := those(lambda sign, _: sign[0] and sign[2] <= self.count)):
             self._end(ended, "ended before the others")
         if silent := those(lambda sign, silence: silence > patience and not sign[0]):
