@@ -23,17 +23,16 @@ from benchmarks._hardware import hardware
 from metrics.detectors.inception import InceptionV3
 from metrics.detectors.weights import build
 from metrics.features import FeatureFile, detect, read, write
-from metrics.frechet import frechet_distance, paired_difference
+from metrics.frechet import frechet_distance, jackknife, leave_one_out
 from metrics.images import open_images
 from metrics.kernel import unbiased_mmd2
-from metrics.statistics import from_features
+from metrics.statistics import Statistics, from_features
 
 DRAWN = 3000  # images, in a random order
 COUNT = 1750  # of them that are measured, as many as time allows
-TREATED = 64  # of these; all others are the reference
+TREATED = 64  # of these, the first; all others are the reference
 REFERENCE = 750  # images that samples of the sizes NUMBERS are measured against
 NUMBERS = (250, 500, 1000)
-LOW = 64  # images in bfloat16, which is slow without hardware for it
 PIECE, SMALL, BATCH = 250, 64, 16  # images in a file of features, untreated and treated, and in a batch
 BLOCKS = 10  # of the jackknife
 
@@ -83,32 +82,40 @@ UNTREATED, BFLOAT16 = "untreated", "Inception in bfloat16"
 Features = NDArray[np.float32]
 
 
+class Inception(InceptionV3):
+    """Features in float32, whatever they were computed in, since NumPy has no bfloat16."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return super().__call__(images).float()
+
+
 def kid(x: Features, y: Features) -> float:
     """KID of all images at once, without subsets."""
     return unbiased_mmd2(torch.from_numpy(x).double(), torch.from_numpy(y).double())
 
 
+def measured(x: Features, others: Features, target: Statistics) -> tuple[list[float], float]:
+    """FID of all images, and with each of the blocks left out; KID x 1000. `target` are statistics of `others`."""
+    blocks = [torch.from_numpy(block) for block in np.array_split(x, BLOCKS)]
+    return [value for value, _ in leave_one_out(blocks, target)], kid(x, others) * 1000
+
+
 def table(found: dict[str, Features]) -> str:
     plain = found[UNTREATED]
-    others = plain[TREATED:]
-    target = from_features(others)
-    lines = ["| treated | N | FID | change | KID x 1000 | change |", "|---|---|---|---|---|---|"]
-    for name, x in found.items():
-        same = plain[: min(len(x), TREATED)]
-        x, count = x[: len(same)], len(same)
-        fid, kernel = frechet_distance(from_features(x), target), kid(x, others) * 1000
-        if name == UNTREATED:
-            lines.append(f"| nothing | {count} | {fid:.2f} | | {kernel:.2f} | |")
-            continue
-        change, error = paired_difference(x, same, target, BLOCKS)
-        moved = kernel - kid(same, others) * 1000
-        lines.append(f"| {name} | {count} | {fid:.2f} | {change:+.2f} ± {error:.2f} | {kernel:.2f} | {moved:+.2f} |")
-    few = plain[-REFERENCE:]
-    target = from_features(few)
-    lines += ["", f"| N against {REFERENCE} | FID | KID x 1000 |", "|---|---|---|"]
+    others, low = plain[TREATED:], plain[-REFERENCE:]
+    target, low_target = from_features(others), from_features(low)
+    (fid, *left_out), kernel = measured(plain[:TREATED], others, target)
+    lines = ["| treated | FID | change | KID x 1000 | change |", "|---|---|---|---|---|"]
+    lines.append(f"| nothing | {fid:.2f} | | {kernel:.2f} | |")
+    for name in [name for name in found if name != UNTREATED]:
+        (value, *without), moved = measured(found[name][:TREATED], others, target)
+        change, error = jackknife(value - fid, np.subtract(without, left_out).tolist())
+        lines.append(f"| {name} | {value:.2f} | {change:+.2f} ± {error:.2f} | {moved:.2f} | {moved - kernel:+.2f} |")
+    lines += ["", f"| N, against {REFERENCE} | FID | KID x 1000 |", "|---|---|---|"]
     for number in NUMBERS:
         x = plain[:number]
-        lines.append(f"| {number} | {frechet_distance(from_features(x), target):.2f} | {kid(x, few) * 1000:.2f} |")
+        distance = frechet_distance(from_features(x), low_target)
+        lines.append(f"| {number} | {distance:.2f} | {kid(x, low) * 1000:.2f} |")
     return "\n".join(lines)
 
 
@@ -126,13 +133,13 @@ def main(images: Path | None, weights: Path | None, out: Path | None, seconds: f
     began = time.monotonic()
     whole = open_images(images).subset(DRAWN, seed=0)
     order = np.random.default_rng(0).permutation(DRAWN)
-    wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: LOW}
+    wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: TREATED}
     lengths = {name: PIECE if name == UNTREATED else SMALL for name in wanted}
     pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, lengths[name])]
     pieces.sort(key=lambda piece: (piece[0] != UNTREATED, piece[1]))
     paths = {(name, i): out / f"{''.join(c if c.isalnum() else '-' for c in name)}-{i:05d}.npz" for name, i in pieces}
     networks = {
-        dtype: build(InceptionV3, "inception", weights, device=device, dtype=dtype)
+        dtype: build(Inception, "inception", weights, device=device, dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
     }
     for piece in (piece for piece in pieces if not paths[piece].exists()):
@@ -151,7 +158,7 @@ def main(images: Path | None, weights: Path | None, out: Path | None, seconds: f
         name: np.concatenate([read(paths[piece]).features["inception"] for piece in pieces if piece[0] == name])
         for name in wanted
     }
-    text = f"{table(found)}\n\n{hardware()}\n"
+    text = f"{TREATED} images against {COUNT - TREATED}\n\n{table(found)}\n\n{hardware()}\n"
     (out / "table.md").write_text(text)
     click.echo(text)
 
