@@ -23,7 +23,7 @@ from repro.inference import fold
 from repro.networks import Precond
 from repro.sampler import draw_inputs, sample
 from repro.strict import facts
-from repro.study.cost import counted_gflops
+from repro.study.counting import counted_gflops
 from repro.training.recipes import LABELS, RECIPES, Recipe
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense float16 Tflops, tensor cores

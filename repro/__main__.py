@@ -23,6 +23,7 @@ from repro.sampling.scheduling import Choice, find_schedules, read_schedule
 from repro.sampling.shards import generate, read_shard
 from repro.strict import build, load, settings
 from repro.study import cost, presets
+from repro.study.rates import Rates, Record, read_record
 from repro.training import recipes
 from repro.training.watching import Watch, train_watched
 from repro.verdicts import check, measures, verify
@@ -337,10 +338,21 @@ def _show(archive: Path) -> None:
 
 @cli.command("cost")
 @NAME
-@click.option("--speed", type=float, default=1.0, show_default=True, help="Of one of your GPUs, an A100 being 1.")
-def cost_command(name: str | None, speed: float) -> None:
-    """GPU-hours, download and disk of study NAME (default: the active one), stage by stage."""
-    click.echo(cost.cost(studies.named(name), speed).to_string(index=False, na_rep="", float_format="{:,.2f}".format))
+@click.option(
+    "--speed", type=float, help="Of one of your GPUs, an A100 being 1; what was measured does not count then."
+)
+@click.option("--price", type=float, help="Of a GPU-hour, in any money.")
+def cost_command(name: str | None, speed: float | None, price: float | None) -> None:
+    """Time, download and disk of study NAME (default: the active one), by stage and by part of the work.
+
+    Rates are those that `repro preflight NAME` measured here, else published ones of an A100.
+    """
+    cost.check_number("--speed", speed)
+    cost.check_number("--price", price)
+    study = studies.named(name)
+    record = read_record(study) if speed is None else Record(study.study)
+    chosen = Rates.of(record) if speed is None else Rates(speed=speed)
+    click.echo(cost.show(study, cost.cost(study, chosen), record, price))
 
 
 @cli.group("preset")

@@ -232,13 +232,18 @@ class SlidingWindow(Degraded):
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         answer, count = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
-        last = self.img_resolution - self.size
-        starts = sorted({*range(0, last + 1, self.stride), last})
+        starts = window_starts(self.img_resolution, self.size, self.stride)
         for i, j in itertools.product(starts, repeat=2):
             window = (..., slice(i, i + self.size), slice(j, j + self.size))
             answer[window] += self.network(x[window], sigma, labels)
             count[window] += 1
         return answer / count
+
+
+def window_starts(resolution: int, size: int, stride: int) -> list[int]:
+    """Where the crops of a sliding window begin along an axis."""
+    last = resolution - size
+    return sorted({*range(0, last + 1, stride), last})
 
 
 class RandomLabel(Degraded):

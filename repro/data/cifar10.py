@@ -45,3 +45,6 @@ class Cifar10(ImageKind):
 
     def images(self, folder: Path) -> Path:
         return folder / DATASET
+
+    def data_shape(self) -> tuple[int, int, int]:
+        return 32, 3, 10

@@ -117,6 +117,9 @@ class Digits(Kind):
         """Nothing has to be made."""
         return self.digest
 
+    def data_shape(self) -> tuple[int, int, int]:
+        return RESOLUTION, 1, NUM_CLASSES
+
     def training(self, folder: Path) -> "Digits":
         return self
 

@@ -58,6 +58,10 @@ class Kind(ABC):
     def prepare(self, folder: Path, downloads: Downloads) -> str:
         """Have what the other methods need in `folder`, made or downloaded where it is missing; the data's digest."""
 
+    def data_shape(self) -> tuple[int, int, int] | None:
+        """Resolution, channels and classes of what networks are trained on; None where only the data would tell."""
+        return None
+
     def training(self, folder: Path) -> TrainingData:
         """What networks are trained on; `folder` as `prepare` left it. Raises InputError where there is nothing."""
         raise InputError("published statistics are no images to train on; expected another kind of data")
@@ -122,6 +126,12 @@ class ImageFiles(ImageKind):
 
     def images(self, folder: Path) -> Path:
         return Path(self.path)
+
+    def data_shape(self) -> tuple[int, int, int] | None:
+        with suppress(InputError):  # which is said where the data are needed
+            data = self.training(Path())
+            return data.img_resolution, data.img_channels, data.label_dim
+        return None
 
 
 KINDS: Registry[type[Kind]] = Registry("kind of data")

@@ -1,91 +1,218 @@
-"""What a study will take: GPU time from counted arithmetic, downloads, and disk, before anything is spent."""
+"""What a study will take: time by part of the work, downloads, and disk, before anything is spent."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from metrics.files import InputError
 from repro.guidance import Guided
-from repro.networks import Precond
-from repro.snapshots import parse_name
-from repro.strict import facts
-from repro.study.schema import Study, parse_seeds
-from repro.training.config import NetworkSettings, TrainingConfig
-from repro.training.recipes import LABELS, RECIPES, Recipe
+from repro.streams import parse_seeds
+from repro.study.counting import Shape, behind, count, published, shape_of, trained
+from repro.study.rates import BESIDE, PARTS, VAE_GFLOPS, Rates, Record, Sampled, Task, training_rate
+from repro.study.schema import Generate, Study, Sweep, Tuned
+from repro.training.config import TrainingConfig
+from repro.training.recipes import LABELS, Recipe
 
-COLUMNS = ["stage", "images", "network_gflops", "tflops_per_image", "gpu_hours", "download_gb", "disk_gb", "basis"]
-VAE_GFLOPS = 1260.9  # decoding a 512 x 512 image
-NORMALIZE = 3  # operations per weight of the published per-evaluation weight normalisation: square, divide, scale
+STAGE_COLUMNS = ["stage", "images", "gpu_hours", "download_gb", "disk_gb"]
+PART_COLUMNS = ["part", "subject", "amount", "per_second", "hours", "origin"]
 BYTES = {512: 420_000, 64: 9_000}  # of a PNG, typical
-FEATURE_BYTES = 4 * (2048 + 1024)  # of an image's features, Inception's and DINOv2's
-# Published throughput in images/s of one A100 (EDM2 table 6): Tflops per image, guided, images/s.
-THROUGHPUT = np.array(
-    [
-        *((4.13, 0, 8.9), (7.70, 0, 6.4), (12.65, 0, 4.8), (19.04, 0, 3.7), (26.83, 0, 2.9), (36.04, 0, 2.3)),
-        *((6.99, 1, 6.0), (10.57, 1, 4.7), (15.52, 1, 3.8), (21.91, 1, 3.0), (29.70, 1, 2.5), (38.91, 1, 2.0)),
-    ]
-)
-# Published training throughput (EDM2 table 6, 512 x 512): Gflops per evaluation, images/s of one A100.
-TRAINING = np.array([(45.5, 258.3), (102.2, 147.4), (180.8, 100.2), (282.2, 66.8), (405.9, 49.9), (552.1, 37.2)])
+PNG = 0.53  # of others, bytes per value
+FEATURE_BYTES = {"inception": 4 * 2048, "dinov2": 4 * 1024}  # of an image
 CHECKPOINT_BYTES = 4 * (1 + 2 + 2)  # per parameter: weights, Adam's moments, two averages
+WIDTH = 80
 
 
-class Count(NamedTuple):
-    """Parameters of a network, and Gflops per evaluation of one image: a multiplication with addition counts once."""
+@dataclass
+class Stage:
+    """What one stage takes."""
 
-    parameters: int
-    gflops: float
+    name: str
+    images: float = math.nan
+    #: How much of each kind of work.
+    work: Counter[Task] = field(default_factory=Counter)
+    download_gb: float = 0.0
+    disk_gb: float = 0.0
+
+    def hours(self, rates: Rates) -> float:
+        """GPU-hours: of the GPU's part, or of the CPU's beside it where that takes longer."""
+        sides = {True: 0.0, False: 0.0}
+        for task, amount in self.work.items():
+            sides[task.part in BESIDE] += amount / rates.of_task(task)[0] / 3600
+        return max(sides.values())
 
 
-@cache
-def count(network: NetworkSettings, data_shape: tuple[int, int], conditional: bool) -> Count:
-    """The same of an architecture on data of a resolution and channels, without allocating it.
+@dataclass(frozen=True)
+class Cost:
+    """What a study takes: by stage, with their sum (`STAGE_COLUMNS`), and by part of the work (`PART_COLUMNS`)."""
 
-    As published, with the weight normalisation that the authors' networks repeat in every evaluation; ours fold it.
+    stages: pd.DataFrame
+    parts: pd.DataFrame
+
+    @property
+    def total(self) -> "pd.Series[float]":
+        """GPU-hours, downloads and disk of all stages."""
+        return self.stages.iloc[-1]
+
+
+def cost(study: Study, rates: Rates | None = None) -> Cost:
+    """One row per costly stage of `study` and their sum, one per part of the work; rates are published ones by default.
+
+    Published networks are recognised by name. What is not known, such as the work of a model of the user's own, is
+    left out.
     """
-    resolution, channels = data_shape
-    with torch.device("meta"):
-        model = Precond(resolution, channels, LABELS if conditional else 0, **facts(network))
-        x, labels = torch.empty(1, channels, resolution, resolution), torch.empty(1, LABELS) if conditional else None
-        gflops = counted_gflops(model, x, torch.empty(1), labels)
-    parameters = sum(p.numel() for p in model.parameters())
-    return Count(parameters, gflops + NORMALIZE * parameters / 1e9)
+    rates, found = rates or Rates(), list(stages(study))
+    rows = [[s.name, s.images, s.hours(rates) if s.work else math.nan, s.download_gb, s.disk_gb] for s in found]
+    table = pd.DataFrame(rows, columns=STAGE_COLUMNS)
+    table.loc[len(table)] = ["total", *(table[name].sum() for name in STAGE_COLUMNS[1:])]
+    amounts = work(found)
+    known = [(task, amount, *rates.of_task(task)) for task, amount in amounts.items()]
+    parts = [[t.part, t.subject, amount, rate, amount / rate / 3600, origin] for t, amount, rate, origin in known]
+    return Cost(table, pd.DataFrame(parts, columns=PART_COLUMNS))
 
 
-def count_published(recipe: Recipe) -> Count:
-    """The same of a published architecture."""
-    return count(recipe.network, recipe.data_shape, recipe.conditional)
+def work(found: list[Stage]) -> Counter[Task]:
+    """How much of each kind of work stages take together, what belongs together side by side."""
+    total: Counter[Task] = Counter()
+    for stage in found:
+        total.update(stage.work)
+    order = list(PARTS)
+    return Counter(dict(sorted(total.items(), key=lambda item: order.index(item[0].part))))
 
 
-def counted_gflops(network: torch.nn.Module, *arguments: torch.Tensor | None) -> float:
-    """Multiply-additions of all convolutions and matrix products in one call, in units of 1e9."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval()(*arguments)
-    return counter.get_total_flops() / 2 / 1e9
+def unmeasured(study: Study, record: Record) -> list[Task]:
+    """What a study has to do whose rate here is not known."""
+    known = {(rate.part, rate.subject) for rate in record.rates}
+    return [task for task in work(list(stages(study))) if (task.part, task.subject) not in known]
+
+
+def stages(study: Study) -> Iterator[Stage]:
+    """What each stage of a study takes that takes anything worth saying."""
+    for key, item in study.networks.items():
+        size = sum(_gigabytes(_published(name)) for name in item.files())
+        yield Stage(f"networks@{key}", download_gb=size, disk_gb=size)
+    for key, run in study.train.items():
+        shape, (settings, pace) = trained(study, run), (run.config.settings, run.config.pace)
+        stage = Stage(f"train@{key}", float(pace.total_nimg))
+        if shape is not None:
+            snapshots = -(-pace.total_nimg // settings.snapshot_nimg) * len(settings.ema_stds)
+            stage.disk_gb = snapshots * _gigabytes(shape) + shape.count().parameters * CHECKPOINT_BYTES / 1e9
+            stage.work[Task("training", shape.name, (shape, run.config))] += pace.total_nimg
+        yield stage
+    for key, wanted in study.reconstruct.items():
+        yield Stage(f"reconstruct@{key}", disk_gb=_gigabytes(behind(study, key)) * len(wanted.ema_stds))
+    for key, sampled in study.generate.items():
+        yield from _configuration(study, key, sampled)
+    for key, tuned in study.tuned.items():
+        yield _tuned(study, key, tuned)
+    seen: set[str] = set()
+    for key, sweep in study.sweeps.items():
+        yield _curve(study, key, sweep, seen)
+
+
+def _configuration(study: Study, key: str, item: Generate) -> Iterator[Stage]:
+    """Stages `generate` and `features`."""
+    number, keeps = len(item.all_seeds()), study.shards.keep_images
+    sampling, features = Stage(f"generate@{key}", number), Stage(f"features@{key}")
+    (sampling if keeps else features).work.update(_sampling(study, item.guided.active, number))
+    features.disk_gb = number * sum(FEATURE_BYTES.get(name, 0) for name in study.evaluate.detectors) / 1e9
+    if main := behind(study, item.guided.main):
+        if keeps:
+            size = BYTES.get(main.side, PNG * main.side**2 * main.image_channels)
+            sampling.disk_gb = number * size / 1e9
+            image, label = (main.side, main.image_channels), _pixels(main)
+            sampling.work[Task("png", label, image)] += number
+            features.work[Task("decoding", label, image)] += number
+        features.work.update(_detecting(study, main, number))
+    yield sampling
+    yield features
+
+
+def _tuned(study: Study, key: str, item: Tuned) -> Stage:
+    """Stage `tune`: trials, of which no images are kept, and the configuration itself."""
+    typical = item.at([0.5] * len(item.over))
+    entry = Generate(item.method, item.data, item.seeds, typical)
+    trials = study.tuning.trials * len(parse_seeds(study.tuning.seeds)) if study.tuning else 0
+    stage = Stage(f"tune@{key}", trials + len(item.all_seeds()))
+    for part in _configuration(study, key, entry):
+        stage.disk_gb += part.disk_gb
+        stage.work.update(part.work)
+    stage.work.update(_sampling(study, typical, trials))
+    if main := behind(study, item.guided.main):
+        stage.work.update(_detecting(study, main, trials))
+    return stage
+
+
+def _curve(study: Study, key: str, sweep: Sweep, seen: set[str]) -> Stage:
+    """Stage `sweep`; points that a curve of the study has already, in `seen`, are taken from there."""
+    stage = Stage(f"sweep@{key}", 0)
+    for guided, block in ((sweep.at(value).active, block) for value in sweep.values for block in sweep.seeds):
+        number, point = len(parse_seeds(block)), f"{guided} {block} {sweep.data}"
+        stage.images += number
+        if point in seen:
+            continue
+        seen.add(point)
+        stage.work.update(_sampling(study, guided, number))
+        if main := behind(study, guided.main):
+            stage.work.update(_detecting(study, main, number))
+    return stage
+
+
+def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, float]:
+    main = behind(study, guided.main)
+    guide = None if guided.guide is None else behind(study, guided.guide)
+    if main is None or (guided.guide is not None and guide is None):
+        return {}
+    evaluations = 2 * study.sampler.num_steps - 1  # the last Heun step has no second one
+    alone, pair = Sampled(main, None, replace(guided, guidance=1.0).active), Sampled(main, guide, guided)
+    steps = math.inf if guided.interval is None else guided.interval[1] - guided.interval[0] + 1
+    guiding = 0 if guide is None else min(2 * steps, evaluations)
+    amounts = {Task("vae", _pixels(main), (main.side, main.image_channels)): images} if main.latent else {}
+    for sampled, number in ((alone, evaluations - guiding), (pair, guiding)):
+        if number:
+            amounts[Task("sampling", sampled.label, sampled)] = number * images
+    return amounts
+
+
+def _detecting(study: Study, shape: Shape, images: int) -> Mapping[Task, float]:
+    image = (shape.side, shape.image_channels)
+    names = study.evaluate.detectors
+    return {Task("features", f"{name}, {_pixels(shape)}", (name, *image)): images for name in names}
+
+
+def _pixels(shape: Shape) -> str:
+    return f"{shape.side} x {shape.side} x {shape.image_channels}"
+
+
+def _published(file: str) -> Shape | None:
+    return None if (recipe := published(file)) is None else shape_of(recipe)
+
+
+def _gigabytes(shape: Shape | None) -> float:
+    return 0.0 if shape is None else shape.count().parameters * 2 / 1e9
+
+
+def tflops_per_image(main: Recipe, guide: Recipe | None = None, steps: int = 32, guided_steps: float = np.inf) -> float:
+    """Arithmetic of one image, VAE included, in Tflops; the guide is evaluated in `guided_steps` of the steps only."""
+    evaluations = 2 * steps - 1
+    guiding = 0 if guide is None else min(2 * guided_steps, evaluations) * shape_of(guide).count().gflops
+    return (evaluations * shape_of(main).count().gflops + guiding + VAE_GFLOPS * (main.resolution == 512)) / 1e3
 
 
 def training(config: TrainingConfig, recipe: Recipe) -> dict[str, float]:
     """What a training run takes on the recipe's data: size of the network, arithmetic (a step counts as three
-    evaluations), A100-days, disk.
-
-    Days rest on the published rates of arithmetic, interpolated between the networks and constant below the smallest.
-    """
+    evaluations), A100-days by the published rates, disk."""
     settings, nimg = config.settings, config.pace.total_nimg
-    counted = count(settings.network, recipe.data_shape, settings.conditional)
-    gflops, speed = TRAINING.T
-    rate = float(np.interp(counted.gflops, gflops, gflops * speed))
+    counted = count(settings.network, recipe.data_shape, LABELS if settings.conditional else 0)
     return {
         "Mparameters": counted.parameters / 1e6,
         "Gflops per evaluation": counted.gflops,
         "Mimages": nimg / 1e6,
         "zettaflops": 3 * counted.gflops * nimg / 1e12,
-        "A100-days": nimg * counted.gflops / rate / 86400,
+        "A100-days": nimg / training_rate(counted.gflops) / 86400,
         "GB of snapshots": -(-nimg // settings.snapshot_nimg) * len(settings.ema_stds) * counted.parameters * 2 / 1e9,
         "GB of the checkpoint": counted.parameters * CHECKPOINT_BYTES / 1e9,
     }
@@ -97,83 +224,57 @@ def describe(config: TrainingConfig, recipe: Recipe) -> str:
     return "\n".join([*lines, "", *(f"{key:26} {value:,.4g}" for key, value in training(config, recipe).items())])
 
 
-def tflops_per_image(main: Recipe, guide: Recipe | None = None, steps: int = 32, guided_steps: float = np.inf) -> float:
-    """Arithmetic of one image, VAE included, in Tflops; the guide is evaluated in `guided_steps` of the steps only."""
-    evaluations = 2 * steps - 1  # the last Heun step has no second evaluation
-    guiding = 0 if guide is None else min(2 * guided_steps, evaluations) * count_published(guide).gflops
-    return (evaluations * count_published(main).gflops + guiding + VAE_GFLOPS * (main.resolution == 512)) / 1e3
+def show(study: Study, found: Cost, record: Record, price: float | None = None) -> str:
+    """Both tables as text of `WIDTH` columns, with what they rest on; `price` of a GPU-hour."""
+    lines = [f"{'stage':38}{'images':>12}{'GPU-hours':>11}{'fetch GB':>9}{'keep GB':>9}"]
+    for row in found.stages.to_dict("records"):
+        name = str(row["stage"]).replace(f"@{study.study}-", "@")
+        numbers = [_number(row[key], digits) for key, digits in zip(STAGE_COLUMNS[1:], (0, 2, 1, 1), strict=True)]
+        lines.append("{:38}{:>12}{:>11}{:>9}{:>9}".format(_short(name, 37), *numbers))
+    lines += ["", f"{'part, with what':46}{'how many':>9}{'a second':>11}{'hours':>9}"]
+    for row in found.parts.to_dict("records"):
+        mark = {"measured": "*", "published": " ", "assumed": "?"}.get(row["origin"], " ")
+        rate = "unknown" if math.isinf(row["per_second"]) else f"{row['per_second']:,.5g}{mark}"
+        label = _short(f"{row['part']}, {row['subject']}", 45)
+        lines.append(f"{label:46}{_many(row['amount']):>9}{rate:>11}{row['hours']:>9,.2f}")
+    lines.append("")
+    if (found.parts["origin"] == "measured").any():
+        lines.append(f"* measured on {record.machine}, {record.date}")
+    if (found.parts["origin"] != "measured").any():
+        lines.append("  published or (?) assumed of one A100; `repro preflight` measures")
+    return "\n".join([*lines, *summary(found, price)])
 
 
-def seconds_per_image(tflops: float, guided: bool) -> float:
-    """Estimate for one A100, a + b Tflops + c guided, within 3% of every published throughput."""
-    known, known_guided, rate = THROUGHPUT.T
-    terms = np.stack([np.ones_like(known), known, known_guided], axis=1) * rate[:, None]  # relative least squares
-    a, b, c = np.linalg.lstsq(terms, np.ones_like(rate), rcond=None)[0]
-    return float(a + b * tflops + c * guided)
+def summary(found: Cost, price: float | None = None, count: int = 1, of: str = "") -> list[str]:
+    """The end of it in lines: hours, money, disk, and the slowest part; time on `count` devices, called `of`."""
+    hours, kept, fetched = (float(found.total[key]) for key in ("gpu_hours", "disk_gb", "download_gb"))
+    time = f"{hours:,.2f} GPU-hours" + (of and f", {hours / count:,.2f} hours on {of}")
+    lines = [time + ("" if price is None else f", {hours * price:,.2f} at {price:g} a GPU-hour")]
+    lines.append(f"{fetched:,.1f} GB to fetch, {kept:,.1f} GB kept")
+    by_part = found.parts.groupby("part", sort=False)["hours"].sum()
+    if len(by_part) and by_part.max() > 0:
+        beside = " (on the CPU, beside the GPU)" if by_part.idxmax() in BESIDE else ""
+        share = by_part.max() / by_part.sum()
+        lines.append(f"slowest part: {by_part.idxmax()}, {by_part.max():,.2f} hours, {share:.0%} of all work{beside}")
+    return lines
 
 
-def cost(study: Study, speed: float = 1.0) -> pd.DataFrame:
-    """One row per costly stage of `study`, and their sum; columns `COLUMNS`, empty for what is not known.
-
-    Published networks are recognised by name. `speed` is that of one of your GPUs relative to an A100: a measured
-    throughput divided by the estimate.
-    """
-    table = pd.DataFrame(_stages(study, speed), columns=COLUMNS)
-    total = {name: table[name].sum() for name in ("images", "gpu_hours", "download_gb", "disk_gb")}
-    return pd.concat([table, pd.DataFrame([{"stage": "total", **total}])], ignore_index=True)
+def check_number(name: str, value: float | None, least: float = 0.0) -> None:
+    """Raise InputError unless an option is a finite number above `least`, or not given."""
+    if value is not None and not least < value < math.inf:
+        raise InputError(f"{name} is {value}, expected a finite number above {least:g}")
 
 
-def _stages(study: Study, speed: float) -> Iterator[dict[str, object]]:
-    for key, item in study.networks.items():
-        size = sum(_gigabytes(published(name)) for name in item.files())
-        yield {"stage": f"networks@{key}", "download_gb": size, "disk_gb": size, "basis": f"{len(item.files())} files"}
-    for key, wanted in study.reconstruct.items():
-        size, lengths = _gigabytes(_behind(study, key)), len(wanted.ema_stds)
-        yield {"stage": f"reconstruct@{key}", "disk_gb": size * lengths, "basis": f"{lengths} EMA lengths"}
-    for key, sampled in study.generate.items():
-        number, main = len(sampled.all_seeds()), _behind(study, sampled.guided.main)
-        size = FEATURE_BYTES + (BYTES[main.resolution] if main is not None and study.shards.keep_images else 0)
-        row = {"stage": f"generate@{key}", "disk_gb": number * size / 1e9}
-        yield row | _sampling(study, sampled.guided.active, number, speed)
-    for key, tuned in study.tuned.items():
-        number = len(tuned.all_seeds()) + (
-            study.tuning.trials * len(parse_seeds(study.tuning.seeds)) if study.tuning else 0
-        )
-        yield {"stage": f"tune@{key}"} | _sampling(study, tuned.at([1.0] * len(tuned.over)), number, speed)
-    for key, sweep in study.sweeps.items():
-        number = sum(len(parse_seeds(block)) for block in sweep.seeds) * len(sweep.values)
-        yield {"stage": f"sweep@{key}"} | _sampling(study, sweep.at(max(sweep.values)).active, number, speed)
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 21]}…{text[-20:]}"
 
 
-def _sampling(study: Study, guided: Guided, images: int, speed: float) -> dict[str, object]:
-    main = _behind(study, guided.main)
-    guide = None if guided.guide is None else _behind(study, guided.guide)
-    if main is None or (guided.guide is not None and guide is None):
-        return {"images": images, "basis": "networks without published size"}
-    steps = np.inf if guided.interval is None else guided.interval[1] - guided.interval[0] + 1
-    tflops = tflops_per_image(main, guide, study.sampler.num_steps, steps)
-    return {
-        "images": images,
-        "network_gflops": sum(count_published(recipe).gflops for recipe in (main, guide) if recipe),
-        "tflops_per_image": tflops,
-        "gpu_hours": images * seconds_per_image(tflops, guide is not None) / 3600 / speed,
-        "basis": "counted arithmetic, published A100 throughput" + ("" if speed == 1 else f" x {speed:g}"),
-    }
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def published(file: str) -> Recipe | None:
-    """The recipe behind a published network file: `.../edm2-img512-xs-uncond-2147483-0.130.pkl`; None for others."""
-    name = parse_name(Path(file).name)
-    run = name.run.removesuffix("-uncond") if name else ""
-    return replace(RECIPES[run], conditional=run == name.run) if name and run in RECIPES else None
-
-
-def _behind(study: Study, network: str) -> Recipe | None:
-    """The published recipe of a network `SET/FILE` of a study, whose set may be post-hoc EMA of another."""
-    key = network.split("/")[0]
-    key = study.reconstruct[key].source if key in study.reconstruct else key
-    return published(study.networks[key].files()[0]) if key in study.networks else None
-
-
-def _gigabytes(recipe: Recipe | None) -> float:
-    return 0.0 if recipe is None else count_published(recipe).parameters * 2 / 1e9
+def _many(value: float) -> str:
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:,.4g}{name}"
+    return f"{value:g}"

@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro.study import cost, files
-from repro.study.cost import THROUGHPUT, count_published, published, seconds_per_image, tflops_per_image
+from repro.strict import build
+from repro.study import Study, cost, files
+from repro.study.cost import Stage, tflops_per_image
+from repro.study.counting import behind, count_published, counted_gflops, published, trained
+from repro.study.rates import THROUGHPUT, Rates, Record, Sampled, Task, seconds_per_image
 from repro.training.recipes import RECIPES, Recipe
+from tests.hostile import materials
 
 ROOT = Path(__file__).resolve().parents[3]
 # EDM2 table 6: (resolution, size) -> Mparams, Gflops per evaluation
@@ -38,7 +42,7 @@ def test_architectures_have_the_published_size(resolution: int, size: str) -> No
 def test_convolutions_and_matrix_products_are_counted_once_per_multiply_add() -> None:
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(320, 7))
     by_hand = 8 * 8 * 3 * 5 * 9 + 320 * 7
-    assert cost.counted_gflops(layers, torch.zeros(1, 3, 8, 8)) == pytest.approx(by_hand / 1e9)
+    assert counted_gflops(layers, torch.zeros(1, 3, 8, 8)) == pytest.approx(by_hand / 1e9)
 
 
 @pytest.mark.parametrize(("main", "guide", "tflops"), [(S, XS, 10.57), (XXL, M, 47.4), (S, None, 7.70), (XS, XS, 6.99)])
@@ -53,8 +57,9 @@ def test_a_guide_costs_nothing_outside_its_interval() -> None:
 
 
 def test_estimated_throughput_is_the_published_one() -> None:
-    for tflops, guided, rate in THROUGHPUT:
-        assert seconds_per_image(tflops, bool(guided)) * rate == pytest.approx(1, abs=0.04)
+    for tflops, vae, guided, rate in THROUGHPUT:
+        networks = tflops - vae * 1.2609
+        assert seconds_per_image(networks, bool(vae), bool(guided)) * rate == pytest.approx(1, abs=0.04)
 
 
 def test_names_of_published_files_are_understood() -> None:
@@ -65,35 +70,109 @@ def test_names_of_published_files_are_understood() -> None:
     assert count_published(replace(XS, conditional=False)).parameters < count_published(XS).parameters
 
 
+def load(name: str) -> Study:
+    return files.load(ROOT / "studies" / f"{name}.yaml")
+
+
 @pytest.mark.parametrize("name", files.available())
 def test_every_study_has_a_cost(name: str) -> None:
-    study = files.load(ROOT / "studies" / f"{name}.yaml")
-    table = cost.cost(study)
-    stages = table["stage"].iloc[:-1]
+    study = load(name)
+    found = cost.cost(study)
+    stages, hours = found.stages["stage"].iloc[:-1], found.stages["gpu_hours"]
     assert set(stages) <= study.ids()
-    wanted = {f"generate@{key}" for key in study.generate} | {f"sweep@{key}" for key in study.sweeps}
+    kinds = {"generate": ("generate", "features"), "sweeps": ("sweep",), "train": ("train",)}
+    wanted = {f"{stage}@{key}" for kind, names in kinds.items() for key in getattr(study, kind) for stage in names}
     assert wanted <= set(stages)
-    assert table["gpu_hours"].iloc[-1] == pytest.approx(table["gpu_hours"].iloc[:-1].sum())
-    if name.startswith("imagenet"):
-        assert table["gpu_hours"].iloc[:-1].notna().sum() == len(study.generate)
+    assert hours.iloc[-1] == pytest.approx(hours.iloc[:-1].sum())
+    assert (found.stages.set_index("stage").loc[sorted(wanted), "gpu_hours"] > 0).all()
+    assert found.parts["hours"].sum() >= hours.iloc[-1] > 0
+    assert max(map(len, cost.show(study, found, Record(name), price=2.0).splitlines())) <= cost.WIDTH
+
+
+def test_what_an_image_takes_is_that_of_its_parts() -> None:
+    """By hand, of smoke512: 48 images of S and XS, through the VAE, PNG, and both detectors."""
+    found = cost.cost(load("smoke512"))
+    amounts = dict(zip(found.parts["part"] + " " + found.parts["subject"], found.parts["amount"], strict=True))
+    image = "512 x 512 x 3"
+    assert amounts == {
+        "sampling img512-s + img512-xs": 48 * 63,
+        f"vae {image}": 48,
+        f"png {image}": 48,
+        f"decoding {image}": 48,
+        f"features inception, {image}": 48,
+        f"features dinov2, {image}": 48,
+    }
+    hours = found.stages.set_index("stage")["gpu_hours"]
+    seconds = seconds_per_image(63 * sum(count_published(x).gflops for x in (S, XS)) / 1e3, True, True)
+    assert hours["generate@smoke512-autoguidance-fid"] * 3600 == pytest.approx(48 * seconds)
+
+
+def test_a_stage_takes_as_long_as_the_slower_of_gpu_and_cpu() -> None:
+    vae, png = Task("vae", "a", (512, 3)), Task("png", "a", (512, 3))
+    stage = Stage("generate@a", 100)
+    stage.work.update({vae: 100, png: 100})
+    for vae_rate, png_rate, seconds in ((10.0, 50.0, 10.0), (50.0, 10.0, 10.0), (5.0, 5.0, 20.0)):
+        rates = Rates({("vae", "a"): vae_rate, ("png", "a"): png_rate})
+        assert stage.hours(rates) * 3600 == pytest.approx(seconds)
+
+
+def test_training_of_a_study_s_own_networks_counts() -> None:
+    study = load("cifar10")
+    found = cost.cost(study)
+    stages = found.stages.set_index("stage")
+    assert stages.loc["train@cifar10-main-run", "images"] == 6_291_456
+    main, small = (trained(study, study.train[f"cifar10-{key}-run"]) for key in ("main", "small"))
+    assert main is not None
+    assert small is not None
+    assert (main.data_shape, main.label_dim) == ((32, 3), 10)
+    assert main.count().gflops == pytest.approx(1.81, rel=0.02)  # the study's own comment
+    assert small.count().parameters == pytest.approx(1.7e6, rel=0.02)
+    hours = stages["gpu_hours"].filter(like="train@")
+    ratio = 6_291_456 * main.count().gflops / (1_572_864 * small.count().gflops)
+    assert hours["train@cifar10-main-run"] / hours["train@cifar10-small-run"] == pytest.approx(ratio)
+    assert behind(study, "cifar10-guide/x") == small
+
+
+def test_windows_are_evaluations_of_their_own() -> None:
+    """A sliding window of half the size at half its size as stride: nine evaluations of a quarter of the pixels."""
+    study, guide = load("smoke512"), {"guide_degradations": {"sliding_window": [32.0, 16.0]}}
+    shape = behind(study, study.generate["smoke512-autoguidance-fid"].guided.main)
+    assert shape is not None
+    plain = Sampled(shape, shape, study.generate["smoke512-autoguidance-fid"].guided)
+    windows = replace(plain, guided=replace(plain.guided, **guide))
+    assert plain.gflops == pytest.approx(2 * shape.count().gflops)
+    ratio = (windows.gflops - shape.count().gflops) / shape.count().gflops
+    assert ratio == pytest.approx(9 / 4, rel=0.05)  # weight normalisation and attention do not scale with pixels
+    assert windows.label == "img512-s + img512-s sliding_window 32/16"
+
+
+def test_a_point_of_two_curves_is_sampled_once() -> None:
+    raw = materials.study()
+    curve = raw["sweeps"]["mini-sweep"]  # type: ignore[index]
+    twice = build(Study, raw | {"sweeps": {"mini-sweep": curve, "mini-other": curve | {"values": [1.0, 2.0]}}})
+    points = cost.cost(twice).parts.query("part == 'features'")["amount"].sum()
+    assert points == 2 * 256 + 3 * 64  # both configurations, and weights 1, 1.5 and 2
 
 
 def test_ready_made_files_have_about_the_published_size() -> None:
     """Facts: 128 XS pickles are 29.8 GB (238 MB each, MiB and MB apart)."""
-    study = files.load(ROOT / "studies" / "imagenet512.yaml")
-    table = cost.cost(study).set_index("stage")
+    table = cost.cost(load("imagenet512")).stages.set_index("stage")
     assert table.loc["networks@imagenet512-xs-raw", "download_gb"] == pytest.approx(29.8, rel=0.08)
 
 
 def test_a_faster_gpu_takes_less_time() -> None:
-    study = files.load(ROOT / "studies" / "imagenet64.yaml")
-    slow, fast = (cost.cost(study, speed)["gpu_hours"].iloc[-1] for speed in (1.0, 2.5))
-    assert slow / fast == pytest.approx(2.5)
+    slow, fast = (cost.cost(load("imagenet64"), Rates(speed=speed)).parts for speed in (1.0, 2.5))
+    beside = slow["part"].isin(cost.BESIDE)
+    assert (slow["hours"] / fast["hours"])[~beside].tolist() == pytest.approx([2.5] * (~beside).sum())
+    assert (slow["hours"] == fast["hours"])[beside].all()  # the CPU is no faster
 
 
 def test_without_images_a_study_needs_little_disk() -> None:
-    study = files.load(ROOT / "studies" / "corruptions512.yaml")
+    study = load("corruptions512")
     bare = replace(study, shards=replace(study.shards, keep_images=False))
-    disk = [cost.cost(each).set_index("stage")["disk_gb"].filter(like="generate@").sum() for each in (study, bare)]
+    tables = [cost.cost(each) for each in (study, bare)]
+    disk = [t.stages.set_index("stage")["disk_gb"].filter(regex="generate@|features@").sum() for t in tables]
     assert disk[0] == pytest.approx(1_050_000 * (420_000 + 12_288) / 1e9)
     assert disk[1] == pytest.approx(1_050_000 * 12_288 / 1e9)
+    assert {"png", "decoding"} <= {*tables[0].parts["part"]}
+    assert not {"png", "decoding"} & {*tables[1].parts["part"]}
