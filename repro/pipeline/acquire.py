@@ -21,6 +21,7 @@ from metrics.files import (
     fetch_each,
     folder_lock,
     link_or_copy,
+    on_one_line,
     read_lock,
 )
 from metrics.machine import machine
@@ -79,17 +80,30 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
 
     Networks that another study has are linked instead of fetched again; those that the study no longer names are
     removed. The VAE comes from the study's Hugging Face `hub` into the cache of downloads. Raises InputError as
-    `fetch_networks` does.
+    `fetch_networks` does; of optional networks what could not be had is noted as missing instead.
     """
-    paths = fetch_networks(item.files(), folder, settings, OUT, retry)
+    try:
+        paths = fetch_networks(item.files(), folder, settings, OUT, retry)
+    except InputError as err:
+        if not item.optional or not (isinstance(err, FailuresError) or machine().offline):
+            raise
+        paths = [*_targets(item.files(), folder).values()]
+        for path in paths:
+            if not path.exists():
+                note_missing(path, {"": f"{on_one_line(str(err), 300)} on {time.strftime('%Y-%m-%d')}"})
     clear(folder, SUFFIX, paths)
     there = [path for path in paths if not read_missing(path)]
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in there} - {""}:
-        if not Path(name).is_dir():
-            place = f"{name}/resolve/{vae_revision(name)}"
-            files = [Source(f"{place}/{file}", vae_folder(name) / file) for file in VAE_FILES]
-            fetch(files, replace(settings, bases=study.hub))
+        fetch_vae(study, name, settings)
     return paths
+
+
+def fetch_vae(study: Study, name: str, settings: Downloads) -> None:
+    """Have a VAE by its Hugging Face name, from the study's `hub`; a folder is one already."""
+    if not Path(name).is_dir():
+        place = f"{name}/resolve/{vae_revision(name)}"
+        files = [Source(f"{place}/{file}", vae_folder(name) / file) for file in VAE_FILES]
+        fetch(files, replace(settings, bases=study.hub))
 
 
 def fetch_networks(
@@ -105,8 +119,7 @@ def fetch_networks(
     source.
     """
     digests = read_lock(settings.lock)
-    targets = {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
-    wanted = []
+    targets, wanted = _targets(names, folder), []
     for name, target in targets.items():
         recorded = digests.get(name)
         if read_missing(target):
@@ -131,6 +144,11 @@ def fetch_networks(
             snapshots.save(snapshots.load(source.path), targets[source.name])
             source.path.unlink()
     return list(targets.values())
+
+
+def _targets(names: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Where each published network goes."""
+    return {name: folder / Path(urlsplit(name).path).with_suffix(SUFFIX).name for name in names}
 
 
 def _is_made_from(path: Path, digest: str) -> bool:

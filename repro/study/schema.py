@@ -111,6 +111,8 @@ class Networks:
     fetch: list[str] | None = None
     #: Raw snapshots, for a `reconstruct` entry.
     raw: RawSnapshots | None = None
+    #: Whether nobody has confirmed that the files are public, so that the study expects to go on without.
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if (self.fetch is None) == (self.raw is None) or self.fetch == []:

@@ -1,10 +1,12 @@
 """What a study takes from outside, from a server at hand."""
 
 import hashlib
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,15 @@ def server(golden: Path) -> Iterator[Server]:
 @pytest.fixture
 def downloads(server: Server, tmp_path: Path) -> Downloads:
     return Downloads(bases=(server.base,), lock=tmp_path / "fetch.lock")
+
+
+def bare(base: str, **sections: Any) -> Study:
+    """A study of networks alone."""
+    empty = {
+        key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "tuned", "sweeps")
+    }
+    made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": {}}
+    return Study(**empty | made | sections, sources=[base])
 
 
 def test_networks_are_converted_as_they_come_and_not_fetched_twice(
@@ -89,11 +100,7 @@ def test_fetching_ahead_leaves_nothing_to_download_and_what_is_no_longer_named_g
     monkeypatch.chdir(tmp_path)
     names = [path.removeprefix("/") for path in list(server.files)[:2]]
     both, first = Networks(fetch=names), Networks(fetch=names[:1])
-    empty = {
-        key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "tuned", "sweeps")
-    }
-    made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": {"tiny": both}}
-    study = Study(**empty | made, sources=[server.base])
+    study = bare(server.base, networks={"tiny": both})
     folder = study.out / "networks" / "tiny"
     assert everything(study) == ([folder], [], [])
     before = len(server.requests)
@@ -123,6 +130,38 @@ def test_a_network_that_no_address_has_is_noted_and_asked_for_again_only_on_retr
     assert snapshots.load(note).network
 
 
+def test_optional_networks_that_cannot_be_had_for_whatever_reason_are_an_outcome(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of others it is an error, which stops the study; what did come is there, and a second attempt finds the rest."""
+    monkeypatch.chdir(tmp_path)
+    refused, there = (path.removeprefix("/") for path in list(server.files)[:2])
+    server.faults[f"/{refused}"] = [403] * 2
+    study = bare(server.base)
+    folder, settings = study.out / "networks" / "tiny", acquire.downloads(study)
+    with pytest.raises(InputError, match="403"):
+        networks(study, Networks(fetch=[refused, there]), folder, settings)
+    item = Networks(fetch=[refused, there], optional=True)
+    note, path = networks(study, item, folder, settings)
+    assert re.search(rf"403 Forbidden.* on {time.strftime('%Y-%m-%d')}", read_missing(note)[""])
+    assert snapshots.load(path).network
+    assert networks(study, item, folder, settings, retry=True) == [note, path]
+    assert not read_missing(note)
+
+
+def test_optional_networks_do_not_stop_a_study_without_a_network_connection(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study, item = bare(server.base), Networks(fetch=[NAME], optional=True)
+    folder = study.out / "networks" / "tiny"
+    with pytest.raises(InputError, match="offline, and 1 files are missing"):  # asked with --offline what is missing
+        networks(study, item, folder, acquire.downloads(study, offline=True))
+    monkeypatch.setenv("REPRO_OFFLINE", "1")
+    (note,) = networks(study, item, folder, acquire.downloads(study))
+    assert read_missing(note)[""].startswith("offline, and 1 files are missing")
+
+
 @pytest.mark.parametrize("faults", [[403], [503] * 9, [404, 403]])
 def test_other_failures_are_no_outcome(
     server: Server, downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: list[int]
@@ -141,12 +180,8 @@ def test_fetching_ahead_goes_through_everything_and_says_what_failed(
     monkeypatch.chdir(tmp_path)
     gone, refused, there, broken = (path.removeprefix("/") for path in list(server.files)[:4])
     server.faults |= {f"/{gone}": [404], f"/{refused}": [403], f"/{broken}": [("bytes", b"no pickle")]}
-    empty = {
-        key: {} for key in ("toy", "data", "images", "train", "models", "reconstruct", "generate", "tuned", "sweeps")
-    }
     sets = {"first": Networks(fetch=[gone, refused, broken]), "second": Networks(fetch=[there])}
-    made = {"study": "x", "sampler": Solver(), "shards": Sharding(), "evaluate": Evaluate(), "networks": sets}
-    folders, absent, failures = everything(Study(**empty | made, sources=[server.base]))
+    folders, absent, failures = everything(bare(server.base, networks=sets))
     assert len(list(folders[1].glob("*.safetensors"))) == 1
     assert len(absent) == 1
     assert f"/{gone} gave 404 on" in absent[0]
