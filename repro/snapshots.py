@@ -235,6 +235,8 @@ def _arguments(path: Path, found: _Object) -> dict[str, Any]:
 
 
 def _published_encoder(path: Path, encoder: Any) -> encoders.Encoder:
+    if encoder is None:  # as the released code takes it
+        return encoders.RGBEncoder()
     if not isinstance(encoder, _Object) or encoder.class_name not in ENCODERS:
         found = getattr(encoder, "class_name", type(encoder).__name__)
         raise InputError(f"{path}: the encoder is {found}, expected {' or '.join(ENCODERS)}")

@@ -171,7 +171,6 @@ def test_other_names_say_nothing(name: str) -> None:
         (lambda: renamed("guide", "Precond", "Surprise"), r"class is Surprise, expected Precond"),
         (lambda: renamed("guide", "MPConv", "Trap"), r"is of class Trap, expected one of Precond"),
         (lambda: renamed("guide", "StandardRGBEncoder", "Trap"), r"encoder is Trap, expected StandardRGBEncoder"),
-        (lambda: renamed("guide", "encoder", "decoder"), r"encoder is NoneType"),
         (lambda: renamed("guide", "ema", "net"), r"expected a published network snapshot"),
         (lambda: renamed("guide", "out_gain", "in_gain"), r"unet\.out_gain is missing"),
         (lambda: renamed("guide", "num_blocks", "num_bricks"), r"do not build a network .*num_bricks"),
@@ -440,3 +439,13 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert snapshots.METADATA in file.metadata()
     assert [found.name for found in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_a_network_without_an_encoder_is_rgb(golden: Path, tmp_path: Path) -> None:
+    """The released code takes it so, and the file is otherwise as any other."""
+    path = tmp_path / "guide.pkl"
+    path.write_bytes(renamed("guide", "encoder", "decoder"))
+    found, expected = snapshots.load(path), snapshots.load(golden / "guide.pkl")
+    assert isinstance(found.encoder, RGBEncoder)
+    weights = expected.network.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in found.network.state_dict().items())
