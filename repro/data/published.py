@@ -28,8 +28,13 @@ class PublishedReference(Kind):
                 raise InputError(f"detectors.{detector}: '{key}' is unknown{nearest(key, references.EDM2_DETECTORS)}")
 
     def prepare(self, folder: Path, downloads: Downloads) -> str:
-        """Fetch the file; the digest is its sha256."""
-        return sha256_file(*fetch([Source(self.statistics, self._file(folder), check=references.read_edm2)], downloads))
+        """Fetch the file; the digest is its sha256.
+
+        Raises InputError where it does not say of how many images it is, which nothing could be compared with.
+        """
+        (path,) = fetch([Source(self.statistics, self._file(folder), check=_checked)], downloads)
+        _checked(path)  # also where its digest was recorded before
+        return sha256_file(path)
 
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: object, downloads: Downloads) -> None:
         """Convert statistics; that the weights of a detector are missing shows now, not after hours of sampling."""
@@ -47,3 +52,10 @@ class PublishedReference(Kind):
 
     def _file(self, folder: Path) -> Path:
         return folder / Path(urlsplit(self.statistics).path).name
+
+
+def _checked(path: Path) -> None:
+    """Raise InputError unless a file holds published statistics that say of how many images they are."""
+    for name, statistics in references.read_edm2(path).items():
+        if statistics.num_images < 2:
+            raise InputError(f"{path}: 'num_images' is {statistics.num_images} for {name}, expected that of the images")

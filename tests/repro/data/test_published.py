@@ -70,3 +70,18 @@ def test_published_statistics_are_no_training_data(tmp_path: Path) -> None:
     assert KINDS["reference"] is PublishedReference
     with pytest.raises(InputError, match="no images to train on"):
         SETTINGS.training(tmp_path)
+
+
+def test_statistics_that_do_not_say_of_how_many_images_are_refused_before_anything_is_sampled(
+    downloads: Downloads, tmp_path: Path
+) -> None:
+    place = tmp_path / "site" / "refs" / "small.pkl"
+    content = pickle.loads(place.read_bytes())
+    content.pop("num_images")
+    place.write_bytes(pickle.dumps(content))
+    for _ in range(2):  # nor is its digest recorded
+        with pytest.raises(InputError, match=r"'num_images' is 0 for inception, expected that of the images"):
+            SETTINGS.prepare(tmp_path / "data", downloads)
+    (tmp_path / "data" / "small.pkl").write_bytes(place.read_bytes())  # put there by hand
+    with pytest.raises(InputError, match="'num_images' is 0"):
+        SETTINGS.prepare(tmp_path / "data", downloads)
