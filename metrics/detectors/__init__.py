@@ -72,3 +72,11 @@ register(
 for _name, _label in {"dinov2": "DINOv2", "dinov2-b": "DINOv2-B", "dinov2-s": "DINOv2-S"}.items():
     _distance = Name(f"FD_{_label}", -1, 2, rf"FD$_\mathrm{{{_label}}}$")
     register(_name, partial(build, DINOv2, _name, name=_name), None, _label, _distance)
+# The other resize, where both are measured side by side; `resize=` of dinov2 is for one at a time.
+register(
+    "dinov2-pil",
+    partial(build, DINOv2, "dinov2", name="dinov2-pil", resize="pil"),
+    None,
+    "DINOv2 (PIL resize)",
+    Name("FD_DINOv2 (PIL resize)", -1, 2, r"FD$_\mathrm{DINOv2}$ (PIL resize)"),
+)

@@ -35,7 +35,7 @@ def _dinov2(size: str, sha256: str | None = None) -> tuple[Weights, ...]:
 
 
 #: Detectors that look at another's network -> that one, whose weights given for it are theirs.
-NETWORKS = {"inception-spatial": "inception"}
+NETWORKS = {"inception-spatial": "inception", "dinov2-pil": "dinov2"}
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 #: Files that serve a detector, the one to download first.
 WEIGHTS: dict[str, tuple[Weights, ...]] = {

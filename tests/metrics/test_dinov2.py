@@ -101,11 +101,14 @@ def test_small_base_and_large_are_told_by_their_width(width: int, heads: int) ->
 def test_registered_names_take_a_weights_file_and_options(tmp_path: Path, golden: dict[str, np.ndarray]) -> None:
     images = torch.from_numpy(golden["images0"])
     path = GOLDEN / "dinov2-tiny.pth"
-    for name in ("dinov2", "dinov2-b", "dinov2-s"):
+    for name in ("dinov2", "dinov2-b", "dinov2-s", "dinov2-pil"):
         assert name in detectors.DETECTORS
     network = detectors.load("dinov2", path, num_heads=2, resize="pil")
     assert network.tags["detector"] == "dinov2"
     np.testing.assert_allclose(network(images).numpy(), golden["features_pil0"], atol=1e-5)
+    beside = detectors.load("dinov2-pil", path, num_heads=2)  # the same under a name of its own
+    assert torch.equal(beside(images), network(images))
+    assert (beside.tags["detector"], beside.tags["resize"]) == ("dinov2-pil", "pil")
 
 
 def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tensor]:
