@@ -17,7 +17,13 @@ from tests.rehearsal.standin import DIMS, StandIn
 VAE = StabilityVAEEncoder().vae_name
 HUB = "/hub"
 NETWORK = {"num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8, "logvar_channels": 8}
-CHANNELS = {"xs": (8, [1]), "s": (16, [1]), "m": (8, [1, 2]), "xxl": (16, [1, 2])}  # model_channels, channel_mult
+CHANNELS = {
+    "xxs": (8, [1]),
+    "xs": (8, [1]),
+    "s": (16, [1]),
+    "m": (8, [1, 2]),
+    "xxl": (16, [1, 2]),
+}  # model_channels, channel_mult
 SIDE, CLASSES = 8, 10
 NUM_REAL = 512  # images behind the reference statistics
 DRIFT = 0.1  # how far a file's weights lie from those of its training run
