@@ -24,6 +24,7 @@ from metrics.detectors.inception import BN_EPS, STRIDED, UNPADDED, InceptionV3, 
 from metrics.detectors.weights import locate
 from metrics.files.tensors import load_state_dict
 from metrics.images import open_images
+from repro.preflight.standins import photographs, random_vit
 
 BATCH = {"cpu": 8, "cuda": 128}
 ROUNDS = 2
@@ -51,14 +52,6 @@ class Unfolded(InceptionV3):
         return F.relu(F.batch_norm(x, mean, variance, gain, shift, eps=BN_EPS), inplace=True)
 
 
-def photographs(count: int) -> Tensor:
-    """Smooth random images with some noise, uint8 [count, 3, SIZE, SIZE]: they compress about as photographs do."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 16, 16, generator=generator)
-    smooth = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic") * 220 + 16
-    return (smooth + 6 * torch.randn(smooth.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
-
-
 def rates(functions: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, float]:
     """Images per second of each function, the best of alternating rounds behind a warm-up."""
     best = dict.fromkeys(functions, float("inf"))
@@ -76,7 +69,7 @@ def rates(functions: dict[str, Callable[[], Any]], count: int, device: str) -> d
 def inception(path: Path, device: str) -> None:
     state = load_state_dict(path)
     ours, baseline = InceptionV3(state, device), Unfolded(state, device)
-    images = photographs(BATCH[device]).to(device)
+    images = torch.from_numpy(photographs(BATCH[device])).permute(0, 3, 1, 2).to(device)
     a, b = ours(images), baseline(images)
     error = float((a - b).norm() / b.norm())
     assert error < 1e-5, error
@@ -87,31 +80,15 @@ def inception(path: Path, device: str) -> None:
     )
 
 
-def random_vit(width: int, depth: int) -> dict[str, Tensor]:
-    """A state dict of DINOv2's names for a ViT/14, random."""
-    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 1370, width), "norm.weight": (width,), "norm.bias": (width,)}
-    shapes |= {"patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,)}
-    for i in range(depth):
-        for key, out, inside in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4)):
-            shapes |= {
-                f"blocks.{i}.{key}.weight": (out * width, inside * width),
-                f"blocks.{i}.{key}.bias": (out * width,),
-            }
-        for key in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
-            shapes[f"blocks.{i}.{key}"] = (width,)
-    generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(shape, generator=generator) * 0.02 for key, shape in shapes.items()}
-
-
 def dinov2(device: str) -> None:
-    detector = DINOv2(random_vit(1024, 24), device=device)
-    images = photographs(BATCH[device]).to(device)
+    detector = DINOv2(random_vit(), device=device)
+    images = torch.from_numpy(photographs(BATCH[device])).permute(0, 3, 1, 2).to(device)
     found = rates({"ours": lambda: detector(images)}, len(images), device)
     print(f"DINOv2 ViT-L/14, {device}, batch {len(images)}: {found['ours']:.1f} images/s (random weights)")
 
 
 def decoding(folder: Path) -> None:
-    for i, image in enumerate(photographs(DECODED).permute(0, 2, 3, 1).numpy()):
+    for i, image in enumerate(photographs(DECODED)):
         Image.fromarray(image).save(folder / f"{i:05d}.png", compress_level=1)
     images = open_images(folder)
     batches = [range(i, i + 32) for i in range(0, DECODED, 32)]

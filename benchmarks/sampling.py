@@ -21,10 +21,10 @@ from repro import networks, schedules
 from repro.cuda import replay
 from repro.inference import fold
 from repro.networks import Precond
+from repro.preflight.standins import random_network
 from repro.sampler import draw_inputs, sample
-from repro.strict import facts
-from repro.study.counting import counted_gflops
-from repro.training.recipes import LABELS, RECIPES, Recipe
+from repro.study.counting import counted_gflops, shape_of
+from repro.training.recipes import RECIPES
 
 PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense float16 Tflops, tensor cores
 GUIDANCE = 2.1
@@ -43,7 +43,7 @@ class Case:
 
 def cases(device: str) -> list[Case]:
     if device == "cuda":
-        shapes = {size: shape(RECIPES[f"edm2-img512-{size}"]) for size in ("xs", "s", "m", "xxl")}
+        shapes = {size: shape_of(RECIPES[f"edm2-img512-{size}"]).arguments() for size in ("xs", "s", "m", "xxl")}
         return [
             Case("S + XS, float16", shapes["s"], shapes["xs"], 32, 32, 0.05),
             Case("XXL + M, float16", shapes["xxl"], shapes["m"], 32, 32, 0.05),
@@ -52,23 +52,6 @@ def cases(device: str) -> list[Case]:
     main = small | {"model_channels": 64, "attn_resolutions": [8]}
     guide = small | {"model_channels": 32, "attn_resolutions": [8], "channels_per_head": 32}
     return [Case("scaled down, float32", main, guide, 2, 4, 1e-4)]
-
-
-def shape(recipe: Recipe) -> dict[str, Any]:
-    """Arguments of the network of a conditional recipe."""
-    resolution, channels = recipe.data_shape
-    return dict(img_resolution=resolution, img_channels=channels, label_dim=LABELS) | facts(recipe.network)
-
-
-def random_network(arguments: dict[str, Any], seed: int, device: str) -> Precond:
-    """Random weights; the gains that start at zero are set, or half of the arithmetic would go unnoticed."""
-    torch.manual_seed(seed)
-    with torch.device(device):
-        network = Precond(**arguments).eval().requires_grad_(False)
-    for name, p in network.named_parameters():
-        if name.endswith("gain"):
-            p.data.fill_(0.5)
-    return network
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from repro.pipeline import cleaning
 from repro.pipeline.acquire import everything
 from repro.pipeline.stages import STAGES, relaunch
 from repro.pixels import image_grid
+from repro.preflight import CHECKS, preflight
 from repro.sampling.pairs import Configuration, Solver, load_pair
 from repro.sampling.scheduling import Choice, find_schedules, read_schedule
 from repro.sampling.shards import generate, read_shard
@@ -353,6 +354,23 @@ def cost_command(name: str | None, speed: float | None, price: float | None) -> 
     record = read_record(study) if speed is None else Record(study.study)
     chosen = Rates.of(record) if speed is None else Rates(speed=speed)
     click.echo(cost.show(study, cost.cost(study, chosen), record, price))
+
+
+@cli.command("preflight")
+@NAME
+@click.option("--only", multiple=True, metavar="CHECK", help=f"One check: {', '.join(CHECKS)}; repeatable.")
+@click.option("--offline", is_flag=True, help="Ask no address.")
+@click.option("--price", type=float, help="Of a GPU-hour, in any money.")
+def preflight_command(name: str | None, only: Texts, offline: bool, price: float | None) -> None:
+    """Does everything work on this machine, how exact is it, and what will study NAME (default: the active one) take?
+
+    Ten minutes at most. Every check passes, fails with the remedy, or is skipped with the reason. Exit code 1 if one
+    failed, else 0; 2 for bad input. What is found is kept in out/STUDY/preflight.json, so that the checks can be run
+    in parts (--only), and `repro cost` takes the rates from there.
+    """
+    cost.check_number("--price", price)
+    if not preflight(studies.named(name), click.echo, only, offline, price):
+        raise SystemExit(1)
 
 
 @cli.group("preset")

@@ -1,9 +1,8 @@
-"""What this machine has and lacks for a study, checked by doing it."""
+"""What this machine has and lacks for any study, in seconds; `repro preflight` checks it for one, by doing it."""
 
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +10,9 @@ import torch
 from metrics.detectors import weights
 from metrics.files import InputError
 from metrics.machine import FILE, machine
-from repro import snapshots
-from repro.inference import fold
-from repro.sampler import draw_inputs, sample
+from repro.preflight.exactness import FLOAT16_SAMPLES, SAMPLES, golden_sample
 
 HOSTS = ("nvlabs-fi-cdn.nvidia.com", "github.com", "dl.fbaipublicfiles.com", "huggingface.co")
-GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "data" / "golden"
 
 Finding = tuple[bool | None, str]  # passed, failed, or only worth knowing (None)
 
@@ -61,15 +57,9 @@ def _reachable(host: str) -> Finding:
 
 def _golden_sample(device: str) -> Finding:
     """Sample four seeds of a small pair and compare with the authors' implementation (CPU noise on any device)."""
-    if not GOLDEN.exists():
-        return None, f"no golden sample at {GOLDEN}: run from a checkout"
     try:
-        main, guide = (fold(snapshots.load(GOLDEN / f"{name}.pkl").network, device) for name in ("main", "guide"))
-        noise, labels = draw_inputs(main, range(1, 5))
-        found = sample(main, noise.to(device), None if labels is None else labels.to(device), guide, 2.1).cpu()
+        error = golden_sample(torch.device(device))
     except InputError as err:
         return False, f"golden sample on {device}: {err}"
-    expected = torch.from_numpy(np.load(GOLDEN / "sampler-autoguidance.npz")["latents"])
-    error = float((found - expected).norm() / expected.norm())
-    limit = 1e-4 if device == "cpu" else 5e-2  # float16 on CUDA
+    limit = SAMPLES if device == "cpu" else FLOAT16_SAMPLES
     return error < limit, f"golden sample on {device}: relative difference {error:.1e} (limit {limit:.0e})"

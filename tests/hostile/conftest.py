@@ -56,7 +56,7 @@ class Place:
         left = [path for path in after if path.endswith(b".tmp")]
         assert not left, f"temporary files {left} are left: {shown}"
         if outcome.code:
-            assert outcome.code == 2 or (program == "repro" and arguments[0] in ("check", "verify")), shown
+            assert outcome.code == 2 or (program == "repro" and arguments[0] in ("check", "verify", "preflight")), shown
         if outcome.code == 2:
             lines = [line for line in outcome.err.splitlines() if line and not line.startswith("warning: ")]
             assert len(lines) == 1, f"expected one line: {shown}"

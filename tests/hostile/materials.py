@@ -80,6 +80,7 @@ COMMANDS = {
     "study new": ("repro", ["study", "new", "fresh", "--from", "mini"]),
     "study use": ("repro", ["study", "use", "mini"]),
     "cost": ("repro", ["cost", "mini"]),
+    "preflight": ("repro", ["preflight", "mini", "--offline", "--only", "devices"]),
     "fetch": ("repro", ["fetch", "mini", "--offline"]),
     "preset": ("repro", ["preset", "show", "edm2-img64-xs"]),
     "report": ("repro", ["report", "--partial"]),

@@ -1,0 +1,96 @@
+"""Can what a study needs be had? One file of each kind is fetched to where the study wants it, and read."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from metrics.detectors.weights import WEIGHTS, cache_folder, ensure, locate
+from metrics.files import Downloads, InputError, folder_lock
+from repro.encoders import StabilityVAEEncoder, vae_folder
+from repro.missing import read_missing
+from repro.pipeline import acquire
+from repro.preflight.checks import Setting, failed, passed, skipped
+from repro.study import OUT, Study
+from repro.study.counting import published, shape_of
+from repro.study.rates import Finding
+
+REMEDY = "`repro doctor` says which hosts can be reached; `sources` and `hub` of the study may name mirrors"
+UNPROVEN = "nobody has confirmed that it is public; what needs it will be called not possible, and the rest goes on"
+
+
+def check_addresses(setting: Setting) -> Iterator[Finding]:
+    """A ready-made network, a raw snapshot, reference statistics or data, the VAE, and detectors' weights."""
+    study = setting.study
+    if setting.offline or acquire.downloads(study).offline:
+        yield skipped("all", "offline: nothing is asked for")
+        return
+    kinds = list(_kinds(study))
+    if not kinds:
+        yield skipped("all", "the study fetches nothing")
+    for about, folder, optional, obtain in kinds:
+        before, began = _size(folder), time.monotonic()
+        try:
+            with folder_lock(folder):
+                path = obtain(acquire.downloads(study))
+        except InputError as err:
+            yield failed(about, str(err), REMEDY)
+            continue
+        seconds, came = time.monotonic() - began, max(_size(folder) - before, 0)
+        if path is not None and (missing := read_missing(path)):
+            why = missing[""]
+            yield skipped(about, f"{why}: {UNPROVEN}") if optional else failed(about, why, REMEDY)
+        else:
+            yield passed(about, f"{came / 1e6:,.1f} MB in {seconds:.1f} s" if came else "is here already, and sound")
+
+
+Obtain = Callable[[Downloads], Path | None]
+
+
+def _kinds(study: Study) -> Iterator[tuple[str, Path, bool, Obtain]]:
+    """What it is, the folder that it comes to, whether the study goes on without, and what fetches and reads it."""
+    for about, raw in (("ready-made network", False), ("raw snapshot", True)):
+        files = [
+            (_parameters(name), name, key, item.optional)
+            for key, item in study.networks.items() for name in item.files()[:1] if (item.raw is not None) == raw
+        ]  # fmt: skip
+        if files:
+            _, name, key, optional = min(files)
+            folder = study.out / "networks" / key
+            yield f"{about} {Path(name).name}", folder, optional, _network(name, folder)
+    for key, data in study.data.items():
+        folder = study.out / "data" / key
+        yield f"data {key}", folder, False, _data(data.made.prepare, folder)
+    if any(
+        published(item.files()[0]) and shape_of(published(item.files()[0])).latent for item in study.networks.values()
+    ):  # type: ignore[arg-type]
+        name = StabilityVAEEncoder.vae_name
+        yield f"VAE {name}", vae_folder(name), False, lambda settings: acquire.fetch_vae(study, name, settings)
+    for detector in study.evaluate.detectors:
+        if detector in WEIGHTS:
+            path = locate(detector)
+            yield f"weights of {detector}", path.parent if path else cache_folder(), False, _weights(detector)
+
+
+def _network(name: str, folder: Path) -> Obtain:
+    return lambda settings: acquire.fetch_networks([name], folder, settings, OUT, retry=True)[0]
+
+
+def _data(prepare: Callable[[Path, Downloads], str], folder: Path) -> Obtain:
+    def obtain(settings: Downloads) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare(folder, settings)
+
+    return obtain
+
+
+def _weights(detector: str) -> Obtain:
+    return lambda settings: ensure(detector, settings.offline)
+
+
+def _parameters(file: str) -> int:
+    recipe = published(file)
+    return 0 if recipe is None else shape_of(recipe).count().parameters
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
