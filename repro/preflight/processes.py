@@ -28,16 +28,16 @@ def launcher(gpus: int) -> list[str]:
     """What starts the processes: that of the machine's settings, else torchrun."""
     count = "gpu" if gpus else "2"
     torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node={count}"
-    return ["sh", "-c", f'exec {machine().launcher or torchrun} -m "$0"']
+    return ["sh", "-c", f'exec {machine().launcher or torchrun} -m "$0"', WORKER]
 
 
 def check_processes(setting: Setting) -> Iterator[Finding]:
     """A few steps in all processes, which must end with the same weights."""
-    if setting.gpus == 1 and not machine().launcher:
-        yield skipped("torchrun", "there is one GPU")
+    if machine().launcher == "python" or (setting.gpus == 1 and not machine().launcher):
+        yield skipped("torchrun", "there is one process" if machine().launcher else "there is one GPU")
         return
     about = f"torchrun, {setting.gpus} GPUs, NCCL" if setting.gpus else "torchrun, 2 processes on the CPU, gloo"
-    code, said = launch([*launcher(setting.gpus), WORKER], setting.share(1) if setting.gpus else PATIENCE)
+    code, said = launch(launcher(setting.gpus), PATIENCE)
     found = [line for line in said.splitlines() if ENDED in line]
     remedy = "see whether each GPU works alone (CUDA_VISIBLE_DEVICES=0), then NCCL_DEBUG=INFO"
     if code is None:

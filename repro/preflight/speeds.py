@@ -105,13 +105,13 @@ def sampling_rate(setting: Setting, sampled: Sampled, seconds: float) -> Rate:
         some = replace(pair, configuration=replace(pair.configuration, solver=short))
         return lambda: sample_batch(some, range(images))
 
-    steps, whole = min(2, solver.num_steps), 2 * solver.num_steps - 1
-    rate, images = grown(lambda n: sampler(n, steps), solver.batch_size, seconds - (time.monotonic() - began), device)
-    rate, left = rate * (2 * steps - 1), seconds - (time.monotonic() - began)
+    steps, whole = 1, 2 * solver.num_steps - 1
+    rate, images = grown(lambda n: sampler(n, 1), solver.batch_size, seconds - (time.monotonic() - began), device)
+    left = seconds - (time.monotonic() - began)
     if images == solver.batch_size and 3 * images * whole / rate < left:
         rate = per_second(sampler(images, solver.num_steps), images * whole, device, min(left / 2, MEASURED_FOR))
         steps = solver.num_steps
-    notes = [_batch(images, solver.batch_size), "" if steps == solver.num_steps else f"{steps} steps"]
+    notes = [_batch(images, solver.batch_size), "" if steps == solver.num_steps else "one step"]
     if device.type == "cuda":
         notes.append(f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at most")
     return rate, ", ".join(filter(None, notes))

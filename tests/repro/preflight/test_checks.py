@@ -54,7 +54,7 @@ def memory(_: Setting) -> Iterator[Finding]:
         (sound, True, ["pass x          this: is well"]),
         (unsound, False, ["skip x          that: is not here", "fail x          this: is not well; mend it"]),
         (broken, False, ["pass x          first: is well", "fail x          could not be finished: a file is missing"]),
-        (driver, False, ["fail x          device: CUDA error: an illegal memory access; see what the driver"]),
+        (driver, False, ["fail x          unexpected: RuntimeError CUDA error: an illegal memory access; see"]),
         (memory, False, ["fail x          memory: CUDA out of memory. Tried to allocate 2.00 GiB; a smaller"]),
     ],
 )
