@@ -2,6 +2,9 @@
 # make test    the same set-up, then the tests, side by side on the cores there are; PYTEST_ARGS goes to pytest
 # make test-slow   the tests that take longest: kills, resumption, whole studies
 # make torture   every long command ended many times by kill -9 and SIGTERM, which must lose and leave nothing
+# make gpu     on a machine with a GPU, first of all: `repro preflight` of STUDY (smoke512), the tests that need a GPU, and
+#   the benchmarks, in pieces of less than ten minutes; each is kept in out/gpu/ and not run again (make gpu-again does)
+# make gpu-study   STUDY in pieces of less than ten minutes: the same command again goes on
 # make rehearsal   the ImageNet studies, or STUDIES of them, on small networks, in minutes; no number means anything
 #
 # TORCH chooses the torch build and where its wheels come from, for example
@@ -17,7 +20,12 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-
 RELINKED := .dvc/tmp/relinked
 RUN    := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: repro test test-slow torture rehearsal lint bench install
+STUDY  ?= smoke512
+# What `make gpu` runs: on a GPU each takes less than ten minutes, with the shapes of EDM2-S and XXL.
+PIECES := $(patsubst %,out/gpu/%.txt,preflight-$(STUDY) tests bench-sampling bench-vae bench-detectors bench-training)
+PIECE  := timeout --signal=TERM --kill-after=30 580
+
+.PHONY: repro test test-slow torture rehearsal lint bench install gpu gpu-again gpu-study
 .NOTPARALLEL:
 
 repro: install
@@ -47,6 +55,35 @@ lint: install
 
 bench: install
 	$(RUN) python -m benchmarks
+
+# All pieces, whatever one of them finds; what it says is on the screen and, once it has ended well, in out/gpu/.
+gpu: install
+	@$(MAKE) --no-print-directory --keep-going $(PIECES)
+	@echo "everything of this GPU is in out/gpu/; repro cost $(STUDY) says what the study takes here"
+
+gpu-again:
+	rm -f $(PIECES)
+	@$(MAKE) --no-print-directory gpu
+
+out/gpu/preflight-%.txt: | $(STAMP)
+	$(call keep,python -m repro preflight $*)
+
+out/gpu/tests.txt: | $(STAMP)
+	$(call keep,python -m pytest -m gpu $(PYTEST_ARGS))
+
+out/gpu/bench-%.txt: | $(STAMP)
+	$(call keep,python -m benchmarks $*)
+
+# Run a command, show what it says, and keep that if it ends well.
+define keep
+	@mkdir -p out/gpu
+	@$(RUN) $(PIECE) $(1) >$@.part 2>&1; code=$$?; cat $@.part; test $$code -eq 0 && mv $@.part $@
+endef
+
+gpu-study: install
+	$(RUN) python -m repro study use $(STUDY)
+	@$(RUN) $(PIECE) dvc repro; code=$$?; test $$code -ne 124 || echo "time is up; the same command goes on from here"; \
+	exit $$code
 
 install: $(STAMP)
 

@@ -31,6 +31,7 @@ class Stage:
     """What one stage takes."""
 
     name: str
+    #: That it samples.
     images: float = math.nan
     #: How much of each kind of work.
     work: Counter[Task] = field(default_factory=Counter)
@@ -96,7 +97,7 @@ def stages(study: Study) -> Iterator[Stage]:
         yield Stage(f"networks@{key}", download_gb=size, disk_gb=size)
     for key, run in study.train.items():
         shape, (settings, pace) = trained(study, run), (run.config.settings, run.config.pace)
-        stage = Stage(f"train@{key}", float(pace.total_nimg))
+        stage = Stage(f"train@{key}")
         if shape is not None:
             snapshots = -(-pace.total_nimg // settings.snapshot_nimg) * len(settings.ema_stds)
             stage.disk_gb = snapshots * _gigabytes(shape) + shape.count().parameters * CHECKPOINT_BYTES / 1e9

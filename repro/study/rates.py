@@ -41,6 +41,7 @@ VAE_GFLOPS = 1260.9  # decoding a 512 x 512 image
 EVALUATIONS = 63  # behind each of these images
 # Published training throughput (EDM2 table 6, 512 x 512): Gflops per evaluation, images/s of one A100.
 TRAINING = np.array([(45.5, 258.3), (102.2, 147.4), (180.8, 100.2), (282.2, 66.8), (405.9, 49.9), (552.1, 37.2)])
+SMALLEST = 45.0  # Gflops of an evaluation of the smallest of these networks
 # Gflops of an image, and the share of an A100's 19.5 Tflops of float32 (two for a multiplication with addition) that
 # they are assumed to reach.
 DETECTORS = {"inception": 5.7, "dinov2": 81.0, "dinov2-b": 23.0, "dinov2-s": 6.0}
@@ -181,18 +182,25 @@ def _published() -> tuple[float, float, float, float]:
 
 
 def training_rate(gflops: float) -> float:
-    """Images a second of one A100; interpolated between the networks, constant arithmetic below the smallest."""
+    """Images a second of one A100, interpolated between the published networks; below them by constant arithmetic."""
     known, speed = TRAINING.T
     return float(np.interp(gflops, known, known * speed)) / gflops
 
 
 def _of_training(what: tuple[Shape, TrainingConfig]) -> tuple[float, str]:
-    return training_rate(what[0].count().gflops), "published"
+    gflops = what[0].count().gflops
+    return training_rate(gflops), _origin(gflops)
 
 
 def _of_sampling(sampled: Sampled) -> tuple[float, str]:
-    whole = seconds_per_image(EVALUATIONS * sampled.gflops / 1e3, False, sampled.guide is not None)
-    return EVALUATIONS / whole, "published"
+    gflops = max(sampled.gflops, SMALLEST)
+    whole = seconds_per_image(EVALUATIONS * gflops / 1e3, False, sampled.guide is not None)
+    return EVALUATIONS / whole * gflops / sampled.gflops, _origin(sampled.gflops)
+
+
+def _origin(gflops: float) -> str:
+    """Nothing is published of networks smaller than XS, whose arithmetic is assumed to be as fast."""
+    return "published" if gflops >= SMALLEST else "assumed"
 
 
 def _of_vae(what: tuple[int, int]) -> tuple[float, str]:

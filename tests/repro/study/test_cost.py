@@ -120,7 +120,7 @@ def test_training_of_a_study_s_own_networks_counts() -> None:
     study = load("cifar10")
     found = cost.cost(study)
     stages = found.stages.set_index("stage")
-    assert stages.loc["train@cifar10-main-run", "images"] == 6_291_456
+    assert found.parts.query("part == 'training' and subject == 'cifar10-main'")["amount"].item() == 6_291_456
     main, small = (trained(study, study.train[f"cifar10-{key}-run"]) for key in ("main", "small"))
     assert main is not None
     assert small is not None
@@ -131,6 +131,10 @@ def test_training_of_a_study_s_own_networks_counts() -> None:
     ratio = 6_291_456 * main.count().gflops / (1_572_864 * small.count().gflops)
     assert hours["train@cifar10-main-run"] / hours["train@cifar10-small-run"] == pytest.approx(ratio)
     assert behind(study, "cifar10-guide/x") == small
+    sampled = Task("sampling", "x", Sampled(main, None, study.generate["cifar10-unguided"].guided))
+    xs = seconds_per_image(63 * count_published(XS).gflops / 1e3, False, False) / 63  # of arithmetic as fast as this
+    expected = xs * main.count().gflops / count_published(XS).gflops
+    assert 1 / Rates().of_task(sampled)[0] == pytest.approx(expected, rel=0.02)
 
 
 def test_windows_are_evaluations_of_their_own() -> None:
