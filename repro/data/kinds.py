@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -128,10 +129,15 @@ class ImageFiles(ImageKind):
         return Path(self.path)
 
     def data_shape(self) -> tuple[int, int, int] | None:
-        with suppress(InputError):  # which is said where the data are needed
-            data = self.training(Path())
-            return data.img_resolution, data.img_channels, data.label_dim
-        return None
+        return _shape_of_files(self)
+
+
+@cache  # a listing of a million images takes seconds
+def _shape_of_files(files: ImageFiles) -> tuple[int, int, int] | None:
+    with suppress(InputError):  # which is said where the data are needed
+        data = files.training(Path())
+        return data.img_resolution, data.img_channels, data.label_dim
+    return None
 
 
 KINDS: Registry[type[Kind]] = Registry("kind of data")

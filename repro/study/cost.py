@@ -152,10 +152,10 @@ def _curve(study: Study, key: str, sweep: Sweep, seen: set[str]) -> Stage:
     stage = Stage(f"sweep@{key}", 0)
     for guided, block in ((sweep.at(value).active, block) for value in sweep.values for block in sweep.seeds):
         number, point = len(parse_seeds(block)), f"{guided} {block} {sweep.data}"
-        stage.images += number
         if point in seen:
             continue
         seen.add(point)
+        stage.images += number
         stage.work.update(_sampling(study, guided, number))
         if main := behind(study, guided.main):
             stage.work.update(_detecting(study, main, number))

@@ -15,6 +15,8 @@ from metrics import detectors, features, references
 from metrics.files import Downloads, InputError
 from repro.data import FEATURES, REFERENCE, ImageDataset
 from repro.data.archives import item_names, labels_entry
+from repro.data.cifar10 import Cifar10
+from repro.data.digits import Digits
 from repro.data.kinds import ImageFiles
 from repro.pixels import encode_png, write_zip
 from tests.metrics.images.cifar10_in_small import COUNT, photographs
@@ -138,3 +140,13 @@ def test_latents_are_no_images(tmp_path: Path) -> None:
     np.save(tmp_path / "latents" / "0.npy", np.zeros((8, 4, 4), np.float32))
     with pytest.raises(InputError, match="holds float32 arrays, expected images"):
         ImageFiles(str(tmp_path / "latents")).prepare(tmp_path, Downloads())
+
+
+def test_what_networks_will_see_is_known_ahead(archive: Path, tmp_path: Path) -> None:
+    """So that a study's cost can be counted: of files as soon as they are there, of the other kinds before."""
+    assert ImageFiles(str(archive)).data_shape() == (32, 3, 10)
+    assert ImageFiles(str(archive), use_labels=False).data_shape() == (32, 3, 0)
+    assert ImageFiles(str(tmp_path / "not-yet.zip")).data_shape() is None
+    assert Cifar10().data_shape() == (32, 3, 10)
+    digits = Digits()
+    assert digits.data_shape() == (digits.img_resolution, digits.img_channels, digits.label_dim)
