@@ -10,7 +10,7 @@ from repro.encoders import StabilityVAEEncoder, vae_folder
 from repro.missing import read_missing
 from repro.pipeline import acquire
 from repro.preflight.checks import Setting, failed, passed, skipped
-from repro.study import OUT, Study
+from repro.study import OUT, Networks, Study
 from repro.study.counting import published, shape_of
 from repro.study.rates import Finding
 
@@ -33,7 +33,7 @@ def check_addresses(setting: Setting) -> Iterator[Finding]:
             with folder_lock(folder):
                 path = obtain(acquire.downloads(study))
         except InputError as err:
-            yield failed(about, str(err), REMEDY)
+            yield skipped(about, f"{err}: {UNPROVEN}") if optional else failed(about, str(err), REMEDY)
             continue
         seconds, came = time.monotonic() - began, max(_size(folder) - before, 0)
         if path is not None and (missing := read_missing(path)):
@@ -48,27 +48,30 @@ Obtain = Callable[[Downloads], Path | None]
 
 def _kinds(study: Study) -> Iterator[tuple[str, Path, bool, Obtain]]:
     """What it is, the folder that it comes to, whether the study goes on without, and what fetches and reads it."""
-    for about, raw in (("ready-made network", False), ("raw snapshot", True)):
-        files = [
-            (_parameters(name), name, key, item.optional)
-            for key, item in study.networks.items() for name in item.files()[:1] if (item.raw is not None) == raw
-        ]  # fmt: skip
-        if files:
-            _, name, key, optional = min(files)
-            folder = study.out / "networks" / key
-            yield f"{about} {Path(name).name}", folder, optional, _network(name, folder)
+    for about, sets in _sets(study).items():
+        name, key = min(((item.files()[0], key) for key, item in sets.items()), key=lambda found: _parameters(found[0]))
+        folder, optional = study.out / "networks" / key, sets[key].optional
+        yield f"{about} {Path(name).name}", folder, optional, _network(name, folder)
     for key, data in study.data.items():
         folder = study.out / "data" / key
         yield f"data {key}", folder, False, _data(data.made.prepare, folder)
-    if any(
-        published(item.files()[0]) and shape_of(published(item.files()[0])).latent for item in study.networks.values()
-    ):  # type: ignore[arg-type]
+    recipes = [published(name) for item in study.networks.values() for name in item.files()[:1]]
+    if any(recipe is not None and shape_of(recipe).latent for recipe in recipes):
         name = StabilityVAEEncoder.vae_name
         yield f"VAE {name}", vae_folder(name), False, lambda settings: acquire.fetch_vae(study, name, settings)
     for detector in study.evaluate.detectors:
         if detector in WEIGHTS:
             path = locate(detector)
             yield f"weights of {detector}", path.parent if path else cache_folder(), False, _weights(detector)
+
+
+def _sets(study: Study) -> dict[str, dict[str, Networks]]:
+    """Sets of networks by what they are, each that the study goes on without by itself."""
+    found: dict[str, dict[str, Networks]] = {}
+    for key, item in study.networks.items():
+        about = "raw snapshot" if item.raw else "ready-made network"
+        found.setdefault(f"{about} of {key}," if item.optional else about, {})[key] = item
+    return found
 
 
 def _network(name: str, folder: Path) -> Obtain:

@@ -39,7 +39,8 @@ def random_vae() -> StabilityVAEEncoder:
     with explained("the VAE needs diffusers", "pip install 'autoguidance-repro[vae]'", (ImportError,)):
         from diffusers import AutoencoderKL
     encoder = StabilityVAEEncoder()
-    encoder._vae = AutoencoderKL(**VAE).eval().requires_grad_(False)
+    vae: Any = AutoencoderKL(**VAE)
+    encoder._vae = vae.eval().requires_grad_(False)
     return encoder
 
 

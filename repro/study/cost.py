@@ -68,11 +68,11 @@ def cost(study: Study, rates: Rates | None = None) -> Cost:
     rates, found = rates or Rates(), list(stages(study))
     rows = [[s.name, s.images, s.hours(rates) if s.work else math.nan, s.download_gb, s.disk_gb] for s in found]
     table = pd.DataFrame(rows, columns=STAGE_COLUMNS)
-    table.loc[len(table)] = ["total", *(table[name].sum() for name in STAGE_COLUMNS[1:])]
+    total = pd.DataFrame([{"stage": "total", **{name: table[name].sum() for name in STAGE_COLUMNS[1:]}}])
     amounts = work(found)
     known = [(task, amount, *rates.of_task(task)) for task, amount in amounts.items()]
     parts = [[t.part, t.subject, amount, rate, amount / rate / 3600, origin] for t, amount, rate, origin in known]
-    return Cost(table, pd.DataFrame(parts, columns=PART_COLUMNS))
+    return Cost(pd.concat([table, total], ignore_index=True), pd.DataFrame(parts, columns=PART_COLUMNS))
 
 
 def work(found: list[Stage]) -> Counter[Task]:
@@ -162,15 +162,15 @@ def _curve(study: Study, key: str, sweep: Sweep, seen: set[str]) -> Stage:
     return stage
 
 
-def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, float]:
+def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, int]:
     main = behind(study, guided.main)
     guide = None if guided.guide is None else behind(study, guided.guide)
     if main is None or (guided.guide is not None and guide is None):
         return {}
     evaluations = 2 * study.sampler.num_steps - 1  # the last Heun step has no second one
     alone, pair = Sampled(main, None, replace(guided, guidance=1.0).active), Sampled(main, guide, guided)
-    steps = math.inf if guided.interval is None else guided.interval[1] - guided.interval[0] + 1
-    guiding = 0 if guide is None else min(2 * steps, evaluations)
+    first, last = guided.interval or (0, study.sampler.num_steps - 1)
+    guiding = 0 if guide is None else min(2 * (last - first + 1), evaluations)
     amounts = {Task("vae", _pixels(main), (main.side, main.image_channels)): images} if main.latent else {}
     for sampled, number in ((alone, evaluations - guiding), (pair, guiding)):
         if number:
@@ -178,7 +178,7 @@ def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, float]
     return amounts
 
 
-def _detecting(study: Study, shape: Shape, images: int) -> Mapping[Task, float]:
+def _detecting(study: Study, shape: Shape, images: int) -> Mapping[Task, int]:
     image = (shape.side, shape.image_channels)
     names = study.evaluate.detectors
     return {Task("features", f"{name}, {_pixels(shape)}", (name, *image)): images for name in names}

@@ -189,6 +189,7 @@ def test_a_missing_file(setting: Setting) -> None:
     setting.study = fetching(
         ready={"fetch": ["ready.pkl", "absent.pkl"]},
         raw={"raw": {"run": "x", "until_Mi": 32}},
+        unproven={"raw": {"run": "y", "until_Mi": 32}, "optional": True},
     )
     found = findings(addresses.check_addresses, setting)
     assert found["ready-made network ready.pkl"].status == "pass"
@@ -196,6 +197,9 @@ def test_a_missing_file(setting: Setting) -> None:
     assert raw.status == "fail"
     assert "No such file" in raw.text
     assert "`repro doctor` says which hosts can be reached" in raw.text
+    unproven = found["raw snapshot of unproven, y-0033554-0.050.pkl"]
+    assert unproven.status == "skip"
+    assert unproven.text.endswith("what needs it will be called not possible, and the rest goes on")
     assert (setting.study.out / "networks/ready/ready.safetensors").exists()  # where the study wants it
     Path("site/ready.pkl").unlink()
     again = findings(addresses.check_addresses, setting)["ready-made network ready.pkl"]
