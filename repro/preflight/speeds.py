@@ -161,6 +161,8 @@ def _detector(setting: Setting, name: str) -> tuple[Detector, str]:
     try:
         return load(name, device=device), ""
     except InputError as err:
+        if name in WEIGHTS:  # which are here, and not sound
+            raise
         raise MissingError(str(err)) from None
 
 

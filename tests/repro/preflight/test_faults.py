@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 import torch
 
 from metrics.files import InputError
-from repro.preflight import addresses, exactness, host, processes, speeds
-from repro.preflight.checks import Check, Setting, run
+from repro.preflight import addresses, exactness, host, processes, speeds, standins
+from repro.preflight.checks import Check, Setting, _answered, run
 from repro.study.rates import Finding, Measured
 from tests.repro.preflight.conftest import small_study
 
@@ -100,9 +101,6 @@ def test_a_full_disk(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_disk_that_is_full_while_it_is_written(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="no space left on the disk; free some"):
         findings(host.check_disk, setting)
@@ -236,6 +234,63 @@ def test_a_network_that_is_broken_fails_where_it_is_measured(setting: Setting, m
     assert not healthy
     assert "non-finite latents: seed 0 at step 0" in said[-1]
     assert record.rates == []
+
+
+def full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+
+def noise(_: object, images: np.ndarray) -> list[bytes]:
+    return [b"\x89PNG and no more"] * len(images)
+
+
+@pytest.mark.parametrize(
+    ("part", "place", "fault", "said"),
+    [
+        ("training", "repro.preflight.speeds.Trainer.step", memory, "a smaller sampler.batch_size, or a larger GPU"),
+        ("png", "os.fsync", full, "no space left on the disk; free some"),
+        ("decoding", "repro.sampling.shards.ImageShards.encode", noise, "is no PNG"),
+        ("features", "repro.data.digits.Classifier.forward", lambda *_: torch.full([1, 64], torch.nan), "NaN"),
+    ],
+)
+def test_a_part_of_the_work_that_cannot_be_done(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, part: str, place: str, fault: Any, said: str
+) -> None:
+    check = speeds.SPEEDS[part]
+    monkeypatch.setattr("repro.preflight.speeds.MEASURED_FOR", 0.05)
+    lines: list[str] = []
+    with monkeypatch.context() as faulty:
+        faulty.setattr(place, fault)
+        setting.deadline = time.monotonic() + 60
+        answered = list(_answered(part, check, setting))
+    assert [f.status for f in answered if isinstance(f, Finding)] == ["fail"]
+    assert said in str(answered[-1])
+    assert run({part: check}, setting, lines.append)[1], lines
+
+
+def test_a_vae_is_measured_and_needs_diffusers(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = standins.VAE | {"block_out_channels": (4,) * 4, "norm_num_groups": 2, "layers_per_block": 1}
+    monkeypatch.setattr(standins, "VAE", small)
+    monkeypatch.setattr(speeds, "MEASURED_FOR", 0.05)
+    rate, note = speeds.vae_rate(setting, (64, 3), 10.0)
+    assert (rate > 0, note) == (True, "")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(InputError, match=r"the VAE needs diffusers.*pip install 'autoguidance-repro\[vae\]'"):
+        speeds.vae_rate(setting, (64, 3), 10.0)
+
+
+def test_weights_that_are_damaged(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"a broken download")
+    monkeypatch.setenv("REPRO_WEIGHTS", str(tmp_path))
+    setting.study = small_study(evaluate={"detectors": ["inception"], "metrics": ["fd"]}, claims=[])
+    setting.deadline = time.monotonic() + 60
+    (found,) = _answered("features", speeds.SPEEDS["features"], setting)
+    assert isinstance(found, Finding)
+    assert (found.status, "sha256 is" in found.text) == ("fail", True)
 
 
 def test_weights_that_are_missing_are_said(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
