@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,7 +30,8 @@ SPEED_SECONDS = 5.0  # to write or read for at most
 
 def check_devices(setting: Setting) -> Iterator[Finding]:
     """GPUs with their driver and free memory, and the memory of the machine."""
-    yield passed("software", f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {cores()} CPU cores")
+    software = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, driver {_driver() or 'none'}"
+    yield passed("software", f"{software}, {cores()} CPU cores")
     if torch.cuda.is_available():
         yield from map(_gpu, range(torch.cuda.device_count()))
     elif any(NODES.glob("nvidia[0-9]*")):
@@ -42,6 +45,14 @@ def check_devices(setting: Setting) -> Iterator[Finding]:
     text = f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} are needed while networks are loaded"
     remedy = "more memory, or fewer processes (`launcher` in machine.yaml)"
     yield passed("memory", text) if needed <= free else failed("memory", text, remedy)
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver; empty where there is none that answers."""
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")[0]
+    return ""
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """What a study will take: time by part of the work, downloads, and disk, before anything is spent."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -240,7 +241,7 @@ def show(study: Study, found: Cost, record: Record, price: float | None = None) 
         lines.append(f"{label:46}{_many(row['amount']):>9}{rate:>11}{row['hours']:>9,.2f}")
     lines.append("")
     if (found.parts["origin"] == "measured").any():
-        lines.append(f"* measured on {record.machine}, {record.date}")
+        lines += textwrap.wrap(f"* measured on {record.machine}, {record.date}", WIDTH, subsequent_indent="  ")
     if (found.parts["origin"] != "measured").any():
         lines.append("  published or (?) assumed of one A100; `repro preflight` measures")
     return "\n".join([*lines, *summary(found, price)])

@@ -118,8 +118,11 @@ def test_cost_counts_what_preflight_measures(setting: Setting, monkeypatch: pyte
     assert healthy
     assert cost.unmeasured(setting.study, record) == []
     assert {(task.part, task.subject) for task in tasks} == {(rate.part, rate.subject) for rate in record.rates}
-    parts = cost.cost(setting.study, Rates.of(record)).parts
+    found = cost.cost(setting.study, Rates.of(record))
+    parts, shown = found.parts, cost.show(setting.study, found, record).splitlines()
     assert set(parts["origin"]) == {"measured"}
+    assert any(line.startswith("* measured on cpu") for line in shown)
+    assert max(map(len, shown)) <= cost.WIDTH
     for rate in record.rates:
         others = [replace(each, per_second=each.per_second / 2) if each == rate else each for each in record.rates]
         slower = cost.cost(setting.study, Rates.of(replace(record, rates=others))).parts
