@@ -277,7 +277,7 @@ def test_a_vae_is_measured_and_needs_diffusers(setting: Setting, monkeypatch: py
     monkeypatch.setattr(standins, "VAE", small)
     monkeypatch.setattr(speeds, "MEASURED_FOR", 0.05)
     rate, note = speeds.vae_rate(setting, (64, 3), 10.0)
-    assert (rate > 0, note) == (True, "")
+    assert (rate > 0, note) == (True, "sixteenths of images")
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"the VAE needs diffusers.*pip install 'autoguidance-repro\[vae\]'"):
         speeds.vae_rate(setting, (64, 3), 10.0)
