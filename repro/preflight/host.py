@@ -39,7 +39,7 @@ def check_devices(setting: Setting) -> Iterator[Finding]:
         yield failed("GPU", "this machine has one, and PyTorch cannot use it", remedy)
     else:
         yield skipped("GPU", "there is none: all that follows is of the CPU")
-    pairs = [item.guided for item in (*setting.study.generate.values(), *setting.study.sweeps.values())]
+    pairs = [item.guided for item in (*setting.study.sampled.values(), *setting.study.sweeps.values())]
     largest = max((_parameters(setting.study, pair) for pair in pairs), default=0)
     needed, free = HOST_BYTES * largest * max(setting.gpus, 1), free_bytes(torch.device("cpu"))
     text = f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} are needed while networks are loaded"
@@ -71,7 +71,7 @@ def _gpu(number: int) -> Finding:
 
 
 def _parameters(study: Study, guided: Guided) -> int:
-    networks = {guided.main, guided.active.guide} - {None}
+    networks = {guided.main, guided.guide}
     return sum(shape.count().parameters for network in networks if (shape := behind(study, str(network))))
 
 

@@ -202,7 +202,7 @@ def _threads(setting: Setting) -> int:
 
 
 def _manifest(setting: Setting) -> Manifest:
-    configuration = next(iter(setting.study.generate.values())).guided
+    configuration = next(iter(setting.study.sampled.values())).guided
     return Manifest(
         "preflight", Configuration(configuration, setting.study.sampler), "", None, "cpu", {}, list(range(PNGS))
     )

@@ -80,7 +80,7 @@ def test_every_study_has_a_cost(name: str) -> None:
     found = cost.cost(study)
     stages, hours = found.stages["stage"].iloc[:-1], found.stages["gpu_hours"]
     assert set(stages) <= study.ids()
-    kinds = {"generate": ("generate", "features"), "sweeps": ("sweep",), "train": ("train",)}
+    kinds = {"generate": ("generate", "features"), "tuned": ("tune",), "sweeps": ("sweep",), "train": ("train",)}
     wanted = {f"{stage}@{key}" for kind, names in kinds.items() for key in getattr(study, kind) for stage in names}
     assert wanted <= set(stages)
     assert hours.iloc[-1] == pytest.approx(hours.iloc[:-1].sum())
