@@ -35,6 +35,7 @@ from repro.study.rates import PARTS, THREADS, Finding, Measured, Sampled, Task
 from repro.training.config import PRECISIONS, TrainingConfig
 from repro.training.trainer import Batch, Trainer, channels_last
 
+VIT_L = {"dinov2": "torch", "dinov2-pil": "pil"}  # detectors of random weights where theirs are not here, and resize
 PNGS = 32  # images of a shard that is written and read
 Rate = tuple[float, str]  # and how it differs from the study's configuration
 
@@ -158,8 +159,8 @@ def _detector(setting: Setting, name: str) -> tuple[Detector, str]:
     device = str(setting.device)
     if name == DIGITS:
         return Classifier().eval().requires_grad_(False), "random weights"
-    if name == "dinov2" and locate(name) is None:
-        return DINOv2(random_vit(), device=device), "random weights"
+    if name in VIT_L and locate(name) is None:
+        return DINOv2(random_vit(), resize=VIT_L[name], device=device), "random weights"
     if name in WEIGHTS and locate(name) is None:
         raise MissingError("its weights are not here; `repro fetch` brings them")
     try:

@@ -22,7 +22,7 @@ STAGE_COLUMNS = ["stage", "images", "gpu_hours", "download_gb", "disk_gb"]
 PART_COLUMNS = ["part", "subject", "amount", "per_second", "hours", "origin"]
 BYTES = {512: 420_000, 64: 9_000}  # of a PNG, typical
 PNG = 0.53  # of others, bytes per value
-FEATURE_BYTES = {"inception": 4 * 2048, "dinov2": 4 * 1024}  # of an image
+FEATURE_BYTES = {"inception": 4 * 2048, "dinov2": 4 * 1024, "dinov2-pil": 4 * 1024}  # of an image
 CHECKPOINT_BYTES = 4 * (1 + 2 + 2)  # per parameter: weights, Adam's moments, two averages
 WIDTH = 80
 

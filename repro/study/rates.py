@@ -1,5 +1,6 @@
 """How fast each part of the work goes on one GPU: as `repro preflight` measured it here, else as published."""
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from metrics.errors import one_line
 from metrics.files import InputError
+from metrics.files.reading import check_file
 from repro.degradations import window_starts
 from repro.guidance import Guided
-from repro.strict import load
+from repro.strict import build
 from repro.study.counting import Shape
 from repro.study.schema import Study
 from repro.training.config import TrainingConfig
@@ -44,7 +47,7 @@ TRAINING = np.array([(45.5, 258.3), (102.2, 147.4), (180.8, 100.2), (282.2, 66.8
 SMALLEST = 45.0  # Gflops of an evaluation of the smallest of these networks
 # Gflops of an image, and the share of an A100's 19.5 Tflops of float32 (two for a multiplication with addition) that
 # they are assumed to reach.
-DETECTORS = {"inception": 5.7, "dinov2": 81.0, "dinov2-b": 23.0, "dinov2-s": 6.0}
+DETECTORS = {"inception": 5.7, "dinov2": 81.0, "dinov2-pil": 81.0, "dinov2-b": 23.0, "dinov2-s": 6.0}
 FLOAT32_GFLOPS = 0.6 * 19_500 / 2
 # Seconds of a thread for a PNG of 512 x 512 x 3, assumed; a process has two that write.
 WRITING, READING, THREADS = 0.012, 0.018, 2
@@ -133,15 +136,16 @@ class Record:
 
 def read_record(study: Study) -> Record:
     """What `repro preflight` left of a study; empty where it has not run, InputError where it cannot be read."""
-    path = study.out / RECORD
+    path, remedy = study.out / RECORD, "delete it and run `repro preflight` again"
     if not path.is_file():
         return Record(study.study)
+    check_file(path)
     try:
-        record: Record = load(Record, path)
-    except InputError as err:
-        raise InputError(f"{err}; delete {path} and run `repro preflight` again") from None
+        record: Record = build(Record, json.loads(path.read_bytes()))
+    except (InputError, ValueError) as err:
+        raise InputError(f"{path}: not what preflight writes ({one_line(err)}); {remedy}") from None
     if not all(measured.per_second > 0 and math.isfinite(measured.per_second) for measured in record.rates):
-        raise InputError(f"{path}: a rate is not above 0; delete it and run `repro preflight` again")
+        raise InputError(f"{path}: a rate is not above 0; {remedy}")
     return record
 
 

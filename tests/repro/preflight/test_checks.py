@@ -102,6 +102,15 @@ def test_a_record_that_cannot_be_read_is_refused(setting: Setting) -> None:
         read_record(setting.study)
 
 
+def test_a_slow_rate_is_read_as_it_was_written(setting: Setting) -> None:
+    def crawling(_: Setting) -> Iterator[Measured]:
+        yield Measured("vae", "x", 1e-05)
+
+    record, _ = run({"vae": crawling}, setting, lambda _: None)
+    assert read_record(setting.study) == record
+    assert record.rates[0].per_second == 1e-05
+
+
 def test_rates_are_of_repeated_work_behind_a_first_time() -> None:
     seconds = iter([0.3, *[0.02] * 100])
     rate = per_second(lambda: time.sleep(next(seconds)), 2, torch.device("cpu"), 0.4)
