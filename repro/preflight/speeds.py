@@ -17,6 +17,7 @@ from metrics.detectors.dinov2 import DINOv2
 from metrics.detectors.weights import WEIGHTS, locate
 from metrics.features import detect
 from metrics.files import InputError
+from metrics.machine import machine
 from repro.data.digits import NAME as DIGITS
 from repro.data.digits import Classifier
 from repro.degradations import GUIDE, MAIN, degrade
@@ -185,11 +186,13 @@ def png_rate(setting: Setting, what: tuple[int, int], seconds: float) -> Rate:
 
 
 def decoding_rate(setting: Setting, what: tuple[int, int], seconds: float) -> Rate:
-    """Images a second that one process reads from a shard."""
+    """Images a second that one process reads from a shard, times the processes that read ahead of a GPU."""
+    readers = int(machine().workers or max(_threads(setting) - 1, 1))
     with tempfile.TemporaryDirectory(dir=_folder(setting)) as folder:
         path = Path(folder) / "shard.zip"
         IMAGES.keep(path, _manifest(setting), [IMAGES.encode(photographs(PNGS, *what))])
-        return per_second(lambda: read_shard(path), PNGS, torch.device("cpu"), min(seconds / 2, MEASURED_FOR)), ""
+        rate = per_second(lambda: read_shard(path), PNGS, torch.device("cpu"), min(seconds / 2, MEASURED_FOR))
+    return max(readers, 1) * rate, f"{readers} processes" if readers > 1 else ""
 
 
 def _folder(setting: Setting) -> Path:

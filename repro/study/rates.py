@@ -49,8 +49,8 @@ SMALLEST = 45.0  # Gflops of an evaluation of the smallest of these networks
 # they are assumed to reach.
 DETECTORS = {"inception": 5.7, "dinov2": 81.0, "dinov2-pil": 81.0, "dinov2-b": 23.0, "dinov2-s": 6.0}
 FLOAT32_GFLOPS = 0.6 * 19_500 / 2
-# Seconds of a thread for a PNG of 512 x 512 x 3, assumed; a process has two that write.
-WRITING, READING, THREADS = 0.012, 0.018, 2
+# Seconds of a core for a PNG of 512 x 512 x 3, and how many write and read beside each GPU, assumed.
+WRITING, READING, THREADS, READERS = 0.012, 0.018, 2, 4
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,6 @@ ESTIMATES: dict[str, Callable[[Any], tuple[float, str]]] = {
     "sampling": _of_sampling,
     "vae": _of_vae,
     "png": _of_png(WRITING, THREADS),
-    "decoding": _of_png(READING, 1),
+    "decoding": _of_png(READING, READERS),
     "features": _of_features,
 }
