@@ -20,7 +20,9 @@ from repro.study.rates import Finding, Rates
 
 NODES = Path("/dev")  # where a driver shows its devices
 CAPABILITY = (7, 0)  # of GPUs whose float16 is fast
-HOST_BYTES = 4  # per parameter of a network while it is loaded, in each process
+# Bytes of the machine's memory: a parameter in float16, once for all processes, as files are mapped; in float32 where
+# there is no GPU; and what each process takes besides.
+MAPPED, ON_CPU, PROCESS = 2, 4, 2e9
 MARGIN = 1.05  # of space, for what is not counted
 WRITTEN = 256 * 2**20  # bytes, at most, that measure the disk
 PIECE = 4 * 2**20
@@ -41,8 +43,9 @@ def check_devices(setting: Setting) -> Iterator[Finding]:
         yield skipped("GPU", "there is none: all that follows is of the CPU")
     pairs = [item.guided for item in (*setting.study.sampled.values(), *setting.study.sweeps.values())]
     largest = max((_parameters(setting.study, pair) for pair in pairs), default=0)
-    needed, free = HOST_BYTES * largest * max(setting.gpus, 1), free_bytes(torch.device("cpu"))
-    text = f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} are needed while networks are loaded"
+    needed = largest * (MAPPED if setting.gpus else ON_CPU) + PROCESS * max(setting.gpus, 1)
+    free = free_bytes(torch.device("cpu"))
+    text = f"{free / 1e9:.1f} GB are free, {needed / 1e9:.1f} are needed"
     remedy = "more memory, or fewer processes (`launcher` in machine.yaml)"
     yield passed("memory", text) if needed <= free else failed("memory", text, remedy)
 

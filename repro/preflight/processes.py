@@ -21,6 +21,7 @@ from repro.study.rates import Finding
 ENDED = "processes agree"
 STEPS = 3
 PATIENCE = 120.0  # seconds for all of it: NCCL that does not get through hangs
+SILENCE = 45  # seconds after which the processes themselves call one of them dead
 WORKER = "repro.preflight.processes"
 
 
@@ -55,7 +56,10 @@ def launch(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Exit code of a command, None where it did not end in time and was ended, with all that it had started; what it
     said."""
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        environment = {"REPRO_PATIENCE": str(SILENCE)} | os.environ
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
         code = None
         try:
             code = process.wait(seconds)
