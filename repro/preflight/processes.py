@@ -4,6 +4,7 @@ Run as a module this is one of the processes.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,12 +45,18 @@ def check_processes(setting: Setting) -> Iterator[Finding]:
     if code is None:
         yield failed(about, f"did not end within {PATIENCE:.0f} s", remedy)
     elif code or not found:
-        errors = (
-            [line for line in said.splitlines() if "rror" in line] or said.splitlines()[-1:] or ["nothing was said"]
-        )
-        yield failed(about, f"ended with {code}: {on_one_line(errors[-1])[:300]}", remedy)
+        yield failed(about, f"ended with {code}: {on_one_line(_reason(said))[:300]}", remedy)
     else:
         yield passed(about, found[0])
+
+
+def _reason(said: str) -> str:
+    """Why processes ended: what one of them raised, else which one torchrun saw end."""
+    lines = said.splitlines() or ["nothing was said"]
+    of_torchrun, raises = "ChildFailedError", re.compile(r"(\[rank\d+\]: *)?[\w.]*Error: ")
+    raised = [line for line in lines if raises.match(line) and of_torchrun not in line]
+    ended = [line.partition("] ")[2] for line in lines if "failed (exitcode" in line]
+    return [*raised[-1:], *ended, lines[-1]][0]
 
 
 def launch(command: Sequence[str], seconds: float) -> tuple[int | None, str]:

@@ -137,7 +137,16 @@ if distributed.rank() == 1:
     os._exit(9)
 processes.train_together()
 """
-PARTED = DYING.replace("os._exit(9)", "torch.manual_seed(1)").replace("import os", "import os\nimport torch")
+PARTED = """
+import torch
+from metrics import distributed
+from repro.preflight import processes
+
+distributed.init()
+after = distributed.all_reduce_sum
+distributed.all_reduce_sum = lambda array: after(array * (1 + 1e-6 * distributed.rank()))
+processes.train_together()
+"""
 HANGING = "import time\ntime.sleep(600)\n"
 
 
@@ -154,8 +163,16 @@ def test_a_dead_process(setting: Setting, worker: Path) -> None:
     worker.write_text(DYING)
     (found,) = findings(processes.check_processes, setting).values()
     assert found.status == "fail"
-    assert "ended with 1" in found.text
+    assert "ended with 1: failed (exitcode: 9) local_rank: 1" in found.text
     assert "NCCL_DEBUG=INFO" in found.text
+
+
+@pytest.mark.slow
+def test_processes_that_disagree(setting: Setting, worker: Path) -> None:
+    worker.write_text(PARTED)
+    (found,) = findings(processes.check_processes, setting).values()
+    assert found.status == "fail"
+    assert "AssertionError: weights differ between processes" in found.text
 
 
 def test_processes_that_hang(setting: Setting, worker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
