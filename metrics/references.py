@@ -21,6 +21,7 @@ from metrics.features import FeatureSet
 from metrics.files import Downloads, InputError, Source, explained, nearest, sha256_file
 from metrics.files.reading import NUMPY_GLOBALS, load_pickle
 from metrics.images import DATASETS
+from metrics.sizes import TAG
 from metrics.statistics import Statistics, from_arrays, to_arrays
 
 EDM2_DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2"}
@@ -97,7 +98,11 @@ def _load_published(name: str) -> Reference:
     files.fetch([Source(path.name, path, known.sha256, [known.url], remedy, check)], Downloads.cached(folder))
     found = load(path)
     assert found is not None  # it was checked
-    statistics = {x: replace(s, num_images=s.num_images or known.num_images) for x, s in found.statistics.items()}
+    size = {TAG: f"{known.resolution}x{known.resolution}"}
+    statistics = {
+        x: replace(s, num_images=s.num_images or known.num_images, tags={**s.tags, **size})
+        for x, s in found.statistics.items()
+    }
     return replace(found, source=name, statistics=statistics)
 
 

@@ -185,6 +185,8 @@ def test_a_published_npz_is_fetched_by_name_with_its_number_of_images_and_its_di
     assert {x: s.num_images for x, s in found.statistics.items()} == dict.fromkeys(
         REFERENCES[name].detectors, REFERENCES[name].num_images
     )
+    side = REFERENCES[name].resolution
+    assert {s.tags["image_size"] for s in found.statistics.values()} == {f"{side}x{side}"}
     assert (found.images is not None) == REFERENCES[name].has_images
     assert found.source == name
     lock = json.loads((tmp_path / "cache/autoguidance-repro/references/fetch.lock").read_text())
