@@ -118,6 +118,12 @@ class Form(Protocol):
         for part in parts:
             part.unlink()
 
+    def seeds_in(self, path: Path, pair: Pair) -> list[int] | None:
+        """The seeds of a sound file of this configuration; None for any other."""
+        manifest = self.manifest(path)
+        ours = manifest is not None and manifest.digest == pair.digest and self.is_sound(path, manifest)
+        return manifest.seeds if manifest is not None and ours else None
+
     def write(self, pair: Pair, seeds: list[int], path: Path, pool: Executor, bar: Any) -> None:
         """Sample seeds, ascending, into a file."""
         parts, labels = [], []
@@ -263,13 +269,7 @@ def generate(
     wanted = [
         Wanted(path, grouped(members, batch)) for (members, path), found in zip(shards, there, strict=True) if not found
     ]
-
-    def seeds_of(_: Wanted, part: Path) -> list[int] | None:
-        manifest = form.manifest(part)
-        ours = manifest is not None and manifest.digest == pair.digest and form.is_sound(part, manifest)
-        return manifest.seeds if manifest is not None and ours else None
-
-    work = plan(wanted, seeds_of)
+    work = plan(wanted, lambda _, part: form.seeds_in(part, pair))
     if work.total and description:
         room = tqdm.format_sizeof(work.total * form.bytes_per_image(pair), "B")
         distributed.print0(f"{description}: {work.total:,} images to sample, about {room} on disk")

@@ -14,6 +14,8 @@ from metrics import distributed, frechet
 from metrics.features import FeatureSet
 from metrics.progress import progress
 from metrics.statistics import Statistics
+from repro.sampling.batches import grouped
+from repro.sampling.dealing import Wanted, plan
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_pair
 from repro.sampling.shards import shard_name
@@ -98,22 +100,24 @@ class SampledDistance:
         return self._keys[candidate]
 
     def _sample(self, by_key: Mapping[str, Candidate], seeds: range) -> None:
-        """Features of the seeds that no shard has yet; the ranks share out the shards to be made."""
-        work: list[tuple[Candidate, range, Path]] = []
+        """Features of the seeds that no shard has yet; the ranks share out the batches to be made."""
+        candidates, wanted = dict[Path, Candidate](), list[Wanted]()
         for key, candidate in by_key.items():
             self._asked.setdefault(key, set()).update(seeds)
             for piece in lacking(seeds, self.shards[key], self.study.shards.size):
                 path = self.shards[key][piece] = self.folder / key / shard_name(piece, self.form.suffix)
-                work.append((candidate, piece, path))
-        distributed.barrier()  # nobody writes before all have looked
-        mine = work[distributed.rank() :: distributed.world_size()]
-        total = sum(len(piece) for _, piece, _ in mine)
+                candidates[path] = candidate
+                wanted.append(Wanted(path, grouped(piece, self.study.sampler.batch_size)))
+        # Nobody writes before all have looked: all meet here.
+        work = plan(wanted, lambda file, part: self.form.seeds_in(part, self._load(candidates[file.path])))
+        total = sum(len(job.seeds) for job in work.mine)
         bar = progress("search", total=total, hidden=distributed.rank() > 0)
         with bar, ThreadPoolExecutor(2) as pool:
-            for candidate, piece, path in mine:
+            for job in work.mine:
+                candidate = candidates[job.wanted.path]
                 bar.set_description(str(candidate))
-                self.form.write(self._load(candidate), list(piece), path, pool, bar)
-        distributed.barrier()
+                self.form.write(self._load(candidate), job.seeds, job.path, pool, bar)
+        work.join(self.form.join)
 
 
 def lacking(seeds: range, shards: Iterable[range], size: int) -> list[range]:
