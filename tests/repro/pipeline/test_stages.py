@@ -19,7 +19,7 @@ from metrics.files import InputError, transfers
 from repro import report as reporting
 from repro import snapshots
 from repro import study as studies
-from repro.pipeline import acquire, stages
+from repro.pipeline import acquire, points, stages
 from repro.sampling import batches, features, shards
 from repro.strict import build
 from repro.study import Claim, Study
@@ -192,7 +192,7 @@ def test_another_weight_sets_shards_aside_and_the_old_one_takes_them_back(
 
 
 def test_curves_share_the_unguided_point(first: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = count_calls(monkeypatch, stages, "measured_rows")
+    calls = count_calls(monkeypatch, points, "measured_rows")
     loads = count_calls(monkeypatch, stages, "load_pair")
     stages.run_sweep(first, "autoguidance-weight")
     stages.run_sweep(first, "cfg-weight")
