@@ -17,11 +17,15 @@ from torch import Tensor
 
 from metrics.files import InputError, nearest
 from metrics.registry import Registry
+from repro.adapters import interior, null_class
+from repro.adapters.parameterisations import Adapted
 from repro.inference import FoldedBlock, FoldedConv, fold
 from repro.networks import Denoiser, Precond
 from repro.streams import SeedStreams
 
 MAIN, GUIDE = 0, 1  # main and guide draw different numbers
+#: Why a degradation does not fit a network that is somebody else's.
+UNREACHABLE = "needs one of this project's networks, or a DiT or UNet2D of diffusers, to reach inside"
 #: A number; of a sliding window two; with a choice of layers {"strength": number, "layers": names}.
 Strength = float | list[float] | dict[str, Any]
 
@@ -49,12 +53,9 @@ class Degraded:
             raise InputError(f"{type(self).__name__} draws random numbers: give it the seeds of the batch first")
         return self.streams
 
-    def inner(self) -> Precond:
-        """The network itself, within all that is around it; raises InputError where it is not one of this project."""
-        network = core(self.network)
-        if not isinstance(network, Precond):
-            raise InputError(f"{type(self).__name__} needs one of this project's networks, to reach inside")
-        return network
+    def inner(self) -> Denoiser:
+        """The network itself, within all that is around it."""
+        return core(self.network)
 
 
 def core(network: Denoiser) -> Denoiser:
@@ -69,12 +70,14 @@ class Degradation:
     """One kind of degradation."""
 
     #: Network and strength -> the worse network; InputError where the network cannot have it.
-    apply: Callable[[Denoiser, Any], Degraded]
+    apply: Callable[[Denoiser, Any], Denoiser]
     #: Bounds of the strength, `least` included, `most` not.
     least: float = 0.0
     most: float = math.inf
-    #: Whether it changes what happens inside a network: it is given a folded copy.
+    #: Whether it changes what happens inside a network: it is given a copy, of a network of this project a folded one.
     inside: bool = False
+    #: Whether it is applied before those inside.
+    first: bool = False
     #: Whether the strength may come with a choice of layers.
     layers: bool = False
     #: In place of bounds, which strengths can be meant, and these in words.
@@ -118,15 +121,25 @@ def degrade(network: Denoiser, wanted: Mapping[str, Strength], role: int = MAIN)
     """
     check_degradations(wanted)
     kinds = {name: kind for name, kind in DEGRADATIONS.items() if name in wanted}
+    for name in [name for name, kind in kinds.items() if kind.first]:
+        network = kinds.pop(name).apply(network, wanted[name])
     inside = [name for name, kind in kinds.items() if kind.inside]
     if inside:
-        if not isinstance(network, Precond):
-            raise InputError(f"degradation '{inside[0]}' needs one of this project's networks, to reach inside")
-        network = fold(network, next(network.parameters()).device)
+        network = _copied(network, inside[0])
     for name in sorted(kinds, key=lambda name: name not in inside):
         network = kinds[name].apply(network, wanted[name])
-        network.key = (role, list(DEGRADATIONS).index(name))
+        if isinstance(network, Degraded):
+            network.key = (role, list(DEGRADATIONS).index(name))
     return network
+
+
+def _copied(network: Denoiser, name: str) -> Denoiser:
+    """A copy of the very same tensors, inside which something may change."""
+    if isinstance(network, Precond):
+        return fold(network, next(network.parameters()).device)
+    if interior.network_of(network) is None:
+        raise InputError(f"degradation '{name}' {UNREACHABLE}")
+    return interior.reachable(network)
 
 
 def seed_degradations(network: Denoiser | None, streams: SeedStreams) -> None:
@@ -141,7 +154,12 @@ class DroppedOut(Degraded):
 
     def __init__(self, network: Denoiser, strength: float) -> None:
         super().__init__(network, strength)
-        for module in self.inner().modules():
+        inner = self.inner()
+        if not isinstance(inner, Precond):
+            raise InputError(
+                "degradation 'dropout' needs one of this project's networks, whose blocks have a place for it"
+            )
+        for module in inner.modules():
             if isinstance(module, FoldedBlock):
                 module.dropout = self.drop
 
@@ -174,6 +192,8 @@ class OtherAttention(Degraded):
         number, layers = (strength["strength"], strength["layers"]) if isinstance(strength, dict) else (strength, None)
         super().__init__(network, number)
         blocks = attention_blocks(self.inner())
+        if not blocks:
+            raise InputError("the network has no self-attention that could be made worse")
         for name in layers or list(blocks):
             if name not in blocks:
                 raise InputError(f"the network has no self-attention '{name}'{nearest(str(name), blocks)}")
@@ -212,10 +232,14 @@ class Quantised(Degraded):
         super().__init__(network, strength)
         if not strength:
             return
-        unet = self.inner().unet
-        for module in [m for part in (unet.enc, unet.dec, unet.out_conv) for m in part.modules()]:
+        inner, bits = self.inner(), int(strength)
+        if not isinstance(inner, Precond):
+            for layer in interior.weights_of(inner):
+                layer.weight = torch.nn.Parameter(quantised(layer.weight, bits, False), requires_grad=False)
+            return
+        for module in [m for part in (inner.unet.enc, inner.unet.dec, inner.unet.out_conv) for m in part.modules()]:
             if isinstance(module, FoldedConv):
-                module.weight = torch.nn.Parameter(quantised(module.weight, int(strength)), requires_grad=False)
+                module.weight = torch.nn.Parameter(quantised(module.weight, bits), requires_grad=False)
 
 
 class SlidingWindow(Degraded):
@@ -226,7 +250,7 @@ class SlidingWindow(Degraded):
         self.size, self.stride = (int(number) for number in strength)
         if self.size > network.img_resolution:
             raise InputError(f"degradation 'sliding_window': size {self.size}, the image has {network.img_resolution}")
-        least = 2 ** sum(name.endswith("_down") for name in self.inner().unet.enc)
+        least = _downsampling(self.inner())
         if self.size % least:
             raise InputError(f"degradation 'sliding_window': size {self.size}, expected a multiple of {least}")
 
@@ -266,8 +290,28 @@ class RandomLabel(Degraded):
         return self.network(x, sigma, self.labels)
 
 
-def attention_blocks(network: Precond) -> dict[str, FoldedBlock]:
-    """The blocks of a folded network that have self-attention, by name: `enc.8x8_block0`."""
+def _downsampling(network: Denoiser) -> int:
+    """What the side of an image must be a multiple of."""
+    if isinstance(network, Precond):
+        return int(2 ** sum(name.endswith("_down") for name in network.unet.enc))
+    if interior.network_of(network) is None:
+        raise InputError(f"degradation 'sliding_window' {UNREACHABLE}, for crops that fit its resolutions")
+    return interior.downsampling(network)
+
+
+def _null_class(network: Denoiser, strength: float) -> Denoiser:
+    """A foreign model under its null label (classifier-free guidance from one network, arXiv:2207.12598)."""
+    if not strength:
+        return network
+    if not isinstance(network, Adapted):
+        raise InputError("degradation 'null_class' needs a foreign model that has a null label (docs/own-model.md)")
+    return null_class(network)
+
+
+def attention_blocks(network: Denoiser) -> Mapping[str, Any]:
+    """What has an exchangeable `attention` in a folded network, by name: `enc.8x8_block0`; or in one of diffusers."""
+    if not isinstance(network, Precond):
+        return interior.attention_of(network)
     parts = {"enc": network.unet.enc, "dec": network.unet.dec}
     found = {f"{part}.{name}": block for part, blocks in parts.items() for name, block in blocks.items()}
     return {n: b for n, b in found.items() if isinstance(b, FoldedBlock) and b.attn_qkv is not None}
@@ -293,12 +337,15 @@ def blur(q: Tensor, sigma: float) -> Tensor:
     return image.reshape(*q.shape[:2], q.shape[3], -1).transpose(2, 3)
 
 
-def quantised(weight: Tensor, bits: int) -> Tensor:
-    """A weight [out, in, ...] of `bits`, symmetric, scaled per output channel, of the same norm per output channel."""
+def quantised(weight: Tensor, bits: int, normalised: bool = True) -> Tensor:
+    """A weight [out, in, ...] of `bits`, symmetric, scaled per output channel; `normalised`: of the norm it had."""
     rows = weight.flatten(1).double()
     steps = rows * (2 ** (bits - 1) - 1) / rows.abs().amax(dim=1, keepdim=True)
     rounded = steps.nan_to_num(nan=0.0).round()  # a channel of zeros stays
-    factor = rows.norm(dim=1, keepdim=True) / rounded.norm(dim=1, keepdim=True).clamp(min=1)
+    if normalised:
+        factor = rows.norm(dim=1, keepdim=True) / rounded.norm(dim=1, keepdim=True).clamp(min=1)
+    else:
+        factor = rows.abs().amax(dim=1, keepdim=True) / (2 ** (bits - 1) - 1)
     return torch.empty_like(weight).copy_((rounded * factor).view_as(weight))
 
 
@@ -339,4 +386,7 @@ DEGRADATIONS.register(
 )
 DEGRADATIONS.register(
     "random_label", Degradation(RandomLabel, allowed=lambda s: s in (0, 1), expected="1, or 0 for none")
+)
+DEGRADATIONS.register(
+    "null_class", Degradation(_null_class, first=True, allowed=lambda s: s in (0, 1), expected="1, or 0 for none")
 )

@@ -98,12 +98,12 @@ def from_diffusers(
         facts["label_dim"] = int(config.num_class_embeds or 0)
     encoder = RGBEncoder() if vae is None else DiffusersVAE(vae)
     adapted = VariancePreserving(
-        _Answer(network), alphas_cumprod, PREDICTIONS[prediction], encoder=encoder, dtype=dtype, device=device, **facts
+        Answer(network), alphas_cumprod, PREDICTIONS[prediction], encoder=encoder, dtype=dtype, device=device, **facts
     )
     return adapted
 
 
-class _Answer(torch.nn.Module):
+class Answer(torch.nn.Module):
     """A diffusers network called as `Adapted` calls: tensors in, a tensor out."""
 
     def __init__(self, network: Any) -> None:

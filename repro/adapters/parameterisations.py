@@ -6,6 +6,7 @@ x_t = (1 - t) x_0 + t n: sigma = t / (1 - t), and x_t = (1 - t) x. Scaling, t an
 for float64 input); only the model's input and output have its dtype.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -32,9 +33,13 @@ class Adapted(nn.Module, ABC):
         dtype: of the model's input and weights; None: those of its weights.
     """
 
+    #: Attributes of a kind of adapter that decide its answers.
+    decisive: tuple[str, ...] = ()
     #: Noise levels that the model was trained for.
     sigma_min: float
     sigma_max: float
+    #: The class that every image has, int64 []; None: the one that it is asked for.
+    only_class: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +64,8 @@ class Adapted(nn.Module, ABC):
             dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
         self.model, self.dtype = model, dtype
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.num_classes = label_dim
+        self.register_buffer("only_class", None)
         self.labels, self.null_label, self.sigma_data = labels, null_label, sigma_data
         self.learned_variance, self.encoder = learned_variance, encoder or RGBEncoder()
 
@@ -66,13 +73,18 @@ class Adapted(nn.Module, ABC):
         """D(x; sigma), shaped like `x` [N, C, H, W], float32 or float64; `sigma` number or [N]; `labels` one-hot."""
         if self.label_dim and labels is None:
             raise InputError(f"the model has {self.label_dim} classes: labels are required")
-        return self.of_class(x, sigma, labels.argmax(dim=1) if self.label_dim and labels is not None else None)
-
-    def of_class(self, x: Tensor, sigma: Tensor | float, numbers: Tensor | None) -> Tensor:
-        """The same under class numbers [N], the null label's included."""
+        numbers = None if labels is None or not self.label_dim else labels.argmax(dim=1)
+        if self.only_class is not None:
+            numbers = self.only_class.to(x.device).expand(len(x))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1).expand(len(x))
         return self.denoise(x, sigma, numbers)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides its answers and images besides parameters and buffers, in JSON's types."""
+        names = ("labels", "num_classes", "learned_variance", *self.decisive)
+        encoder = self.encoder.config() if hasattr(self.encoder, "config") else type(self.encoder).__name__
+        return {"kind": type(self).__name__, "encoder": encoder, **{name: getattr(self, name) for name in names}}
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor, numbers: Tensor | None) -> Tensor:
@@ -82,7 +94,7 @@ class Adapted(nn.Module, ABC):
         """The model's answer, in the dtype of `x_t`."""
         given: list[Tensor] = [] if numbers is None else [numbers]
         if given and self.labels == "one-hot":
-            given = [torch.eye(self.label_dim, dtype=self.dtype or x_t.dtype, device=x_t.device)[given[0]]]
+            given = [torch.eye(self.num_classes, dtype=self.dtype or x_t.dtype, device=x_t.device)[given[0]]]
         answer = self.model(x_t if self.dtype is None else x_t.to(self.dtype), t, *given)
         return (answer[:, : self.img_channels] if self.learned_variance else answer).to(x_t.dtype)
 
@@ -94,6 +106,7 @@ class VariancePreserving(Adapted):
     t is clamped. Entries of 0 (zero terminal signal) are left out.
     """
 
+    decisive = ("answers", "timesteps")
     log_sigmas: Tensor
     steps: Tensor
 
@@ -140,13 +153,20 @@ class VariancePreserving(Adapted):
 class Flow(Adapted):
     """Answers with v = n - x_0 at time t from 0 (data) to 1 (noise), or, `reversed`, with x_0 - n at 1 - t."""
 
-    sigma_min, sigma_max = 0.002, 80.0
+    decisive = ("reversed", "time_scale")
 
     def __init__(
-        self, model: Callable[..., Tensor], reversed: bool = False, time_scale: float = 1.0, **facts: Any
+        self,
+        model: Callable[..., Tensor],
+        reversed: bool = False,
+        time_scale: float = 1.0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        **facts: Any,
     ) -> None:
         super().__init__(model, **facts)
         self.reversed, self.time_scale = reversed, time_scale
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def denoise(self, x: Tensor, sigma: Tensor, numbers: Tensor | None) -> Tensor:
         t = sigma / (1 + sigma)
@@ -154,24 +174,6 @@ class Flow(Adapted):
         t = t.reshape(-1, *[1] * (x.ndim - 1))
         v = self.ask((1 - t) * x, time, numbers)
         return (1 - t) * x - t * (-v if self.reversed else v)
-
-
-class NullClass(nn.Module):
-    """An `Adapted` under its null label: the unconditional version of one and the same model."""
-
-    number: Tensor
-
-    def __init__(self, denoiser: Adapted, number: int) -> None:
-        super().__init__()
-        self.denoiser, self.label_dim = denoiser, 0
-        self.img_resolution, self.img_channels = denoiser.img_resolution, denoiser.img_channels
-        self.sigma_data, self.encoder = denoiser.sigma_data, denoiser.encoder
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-        self.register_buffer("number", torch.tensor(number))  # which tells it from `denoiser` by its digest, too
-
-    def forward(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
-        """D(x; sigma) without a class; `labels` are not looked at."""
-        return self.denoiser.of_class(x, sigma, self.number.to(x.device).expand(len(x)))
 
 
 def from_epsilon(model: Callable[..., Tensor], alphas_cumprod: Tensor, **facts: Any) -> VariancePreserving:
@@ -194,10 +196,10 @@ def from_flow(model: Callable[..., Tensor], **facts: Any) -> Flow:
     return Flow(model, **facts)
 
 
-def null_class(denoiser: Adapted, null_label: int | None = None) -> NullClass:
+def null_class(denoiser: Adapted, null_label: int | None = None) -> Adapted:
     """`denoiser` under its null label, with label_dim 0: the guide of classifier-free guidance.
 
-    Raises InputError where it has none and none is named, or the number is no label.
+    The two share one model. Raises InputError where it has no null label and none is named, or the number is no label.
     """
     if not isinstance(denoiser, Adapted):
         raise InputError(f"null_class needs an adapted model, found {type(denoiser).__name__}")
@@ -206,4 +208,7 @@ def null_class(denoiser: Adapted, null_label: int | None = None) -> NullClass:
         raise InputError("the model has no null label; name the class that stands for none, or use another guide")
     if not 0 <= number <= denoiser.label_dim or (denoiser.labels == "one-hot" and number == denoiser.label_dim):
         raise InputError(f"null_label is {number}, the model has {denoiser.label_dim} classes")
-    return NullClass(denoiser, number)
+    twin = copy.copy(denoiser)
+    twin._buffers = {**denoiser._buffers, "only_class": torch.tensor(number)}  # of its own; a copied module shares them
+    twin.label_dim, twin.null_label = 0, None
+    return twin

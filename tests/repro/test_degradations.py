@@ -233,7 +233,9 @@ class Foreign:
     [
         ({"dropout": 0.1}, "'dropout' needs one of this project's networks"),
         ({"quantised": 4}, "'quantised' needs one"),
-        ({"sliding_window": [8, 4]}, "SlidingWindow needs one"),
+        ({"sliding_window": [8, 4]}, "'sliding_window' needs one"),
+        ({"identity_attention": 1}, "or a DiT or UNet2D of diffusers"),
+        ({"null_class": 1}, "needs a foreign model that has a null label"),
         ({"sliding_window": [32, 4]}, "size 32, the image has 16"),
         ({"random_label": 1}, "the network has no labels"),
     ],
@@ -254,6 +256,7 @@ def test_what_a_network_cannot_have_is_refused(wanted: dict[str, Any], message: 
         ({"quantised": 2.5}, "2 to 16 bits"),
         ({"random_label": 0.5}, "1, or 0 for none"),
         ({"identity_attention": 2}, "1, or 0 for none"),
+        ({"null_class": 3}, "1, or 0 for none"),
         ({"blurred_attention": -1}, "0 or more"),
         ({"blurred_attention": math.nan}, "0 or more"),
         ({"blurred_attention": {"strength": 1.0}}, "expected a strength and a list of layers"),
