@@ -39,6 +39,22 @@ RAMPS: dict[str, Callable[[float, float], float]] = {
 
 
 @dataclass(frozen=True)
+class OtherGuide:
+    """One more guide, beside the first."""
+
+    #: Guiding network, as in `Guided`.
+    guide: str
+    #: Its part of the guidance, w_i = 1 + share (w - 1); the first guide has what the others leave of 1.
+    share: float
+    #: Name -> strength of what makes it worse.
+    degradations: dict[str, Strength] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finite(self, "share")
+        check_degradations(self.degradations)
+
+
+@dataclass(frozen=True)
 class Guided:
     """A main network and what guides it: one value wherever a configuration is named."""
 
@@ -46,7 +62,7 @@ class Guided:
     main: str
     #: Guiding network; None, or any, where there is no guidance.
     guide: str | None = None
-    #: Weight w of D_w = w D_main + (1 - w) D_guide; 1 = no guidance.
+    #: Weight w of D_w = w D_main + (1 - w) D_guide, of all guides together; 1 = no guidance.
     guidance: float = 1.0
     #: Guided sampler steps, first and last, inclusive; None: all.
     interval: tuple[int, int] | None = None
@@ -60,6 +76,8 @@ class Guided:
     rule_settings: dict[str, float] = field(default_factory=dict)
     #: How the weight rises over the guided steps, a name of `RAMPS`.
     ramp: str = "constant"
+    #: Further guides, of which each has a share (arXiv:2406.02507 appendix B.2).
+    other_guides: list[OtherGuide] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         finite(self, "guidance")
@@ -72,8 +90,27 @@ class Guided:
         check_degradations(self.guide_degradations)
         if self.guidance != 1 and self.guide is None:
             raise InputError(f"guidance {self.guidance} needs a guide")
-        if self.guidance != 1 and (self.main, self.main_degradations) == (self.guide, self.guide_degradations):
+        if self.guidance != 1 and (self.main, self.main_degradations) in self.guides:
             raise InputError(f"guidance {self.guidance} with the main network as its own guide does nothing; use 1")
+        if self.other_guides and self.rule != "linear":
+            raise InputError(f"rule '{self.rule}' takes one guide, found {len(self.guides)}; several need rule linear")
+
+    @property
+    def guides(self) -> list[tuple[str | None, dict[str, Strength]]]:
+        """Every guide with its degradations, the first one first."""
+        others = [(other.guide, other.degradations) for other in self.other_guides]
+        return [(self.guide, self.guide_degradations), *others]
+
+    @property
+    def shares(self) -> list[float]:
+        """Of every guide, 1 in all."""
+        others = [other.share for other in self.other_guides]
+        return [1 - math.fsum(others), *others]
+
+    @property
+    def weights(self) -> list[float]:
+        """w_i of D_main + sum_i (w_i - 1)(D_main - D_i), of every guide."""
+        return [1 + share * (self.guidance - 1) for share in self.shares]
 
     @property
     def active(self) -> "Guided":
@@ -213,6 +250,28 @@ def guided(
         return sum(((w - 1) * (D_main - D_i) for D_i, (_, w) in zip(answers, active, strict=True)), start=D_main)
 
     return denoise
+
+
+class Blend:
+    """Several guides as one, whose answer is the mean of theirs by `shares`, 1 in all.
+
+    With weight w it is D_main + sum_i (w_i - 1)(D_main - D_i), w_i = 1 + share_i (w - 1) (arXiv:2406.02507 equation 6).
+    """
+
+    def __init__(self, guides: Sequence[Denoiser], shares: Sequence[float]) -> None:
+        if len(guides) != len(shares) or not math.isclose(math.fsum(shares), 1, abs_tol=1e-9):
+            raise InputError(f"{len(guides)} guides with shares {list(shares)}: expected one for each, 1 in all")
+        self.guides, self.shares = list(guides), list(shares)
+        first = next((guide for guide in guides if guide.label_dim), guides[0])
+        self.label_dim, self.encoder = first.label_dim, first.encoder
+        self.img_resolution, self.img_channels = first.img_resolution, first.img_channels
+        self.sigma_data = first.sigma_data
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The mean of the answers [N, ...]; a guide without a share is not asked."""
+        asked = [(guide, share) for guide, share in zip(self.guides, self.shares, strict=True) if share]
+        answers = ((guide(x, sigma, labels if guide.label_dim else None), share) for guide, share in asked)
+        return torch.stack([answer * share for answer, share in answers]).sum(dim=0)
 
 
 def check_pair(main: Denoiser, guide: Denoiser, main_name: str = "main", guide_name: str = "guide") -> None:

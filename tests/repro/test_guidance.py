@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metrics.files import InputError
 from repro import guidance, schedules
 from repro.degradations import Truncated
-from repro.guidance import Guided, check_pair, combine, guided, guided_steps
+from repro.guidance import Blend, Guided, OtherGuide, check_pair, combine, guided, guided_steps
 
 
 class Constant:
@@ -45,6 +45,29 @@ def test_one_guide_is_the_weighted_difference(w: float, a: float, b: float) -> N
 def test_several_guides_are_equation_6(w: float, v: float, a: float, u: float, c: float) -> None:
     expected = a + (w - 1) * (a - u) + (v - 1) * (a - c)
     assert answer(Constant(a), [Constant(u), Constant(c)], [w, v]) == pytest.approx(expected, abs=1e-6)
+
+
+@given(w=st.floats(-1, 5), share=st.floats(-1, 2), u=st.floats(-3, 3), c=st.floats(-3, 3))
+def test_a_blend_is_several_guides_with_a_total_weight(w: float, share: float, u: float, c: float) -> None:
+    """w_u = (1 - alpha)(w - 1) + 1 and w_c = alpha (w - 1) + 1 (arXiv:2406.02507 appendix B.2)."""
+    settings = Guided("m", "u", w, other_guides=[OtherGuide("c", share)])
+    assert settings.weights == pytest.approx([(1 - share) * (w - 1) + 1, share * (w - 1) + 1])
+    several = answer(Constant(1.5), [Constant(u), Constant(c)], settings.weights)
+    assert answer(Constant(1.5), [Blend([Constant(u), Constant(c)], settings.shares)], [w]) == pytest.approx(
+        several, abs=1e-5
+    )  # type: ignore[list-item]
+
+
+def test_a_blend_gives_each_guide_the_labels_that_it_takes_and_asks_none_without_a_share() -> None:
+    labels = torch.eye(3)[:2]
+    conditional, unconditional, silent = Constant(4, label_dim=3), Constant(8), Constant(math.nan)
+    blend = Blend([unconditional, conditional, silent], [0.25, 0.75, 0.0])
+    assert blend.label_dim == 3
+    assert float(blend(X, SIGMA, labels).mean()) == 5.0
+    assert conditional.labels is labels
+    assert unconditional.labels is None
+    with pytest.raises(InputError, match=r"2 guides with shares \[0.5, 0.4\]: expected one for each, 1 in all"):
+        Blend([conditional, unconditional], [0.5, 0.4])
 
 
 def test_rules_are_named_and_made_anew_for_every_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +190,8 @@ def test_ramps_are_the_published_ones() -> None:
         ({"ramp": "lienar"}, "did you mean 'linear'"),
         ({"guide_degradations": {"blur": 1.0}}, "degradation 'blur' is unknown"),
         ({"main_degradations": {"dropout": 1.0}}, "strength 1.0, expected 0.0 <= x < 1.0"),
+        ({"guidance": 2.0, "other_guides": [OtherGuide("a", 0.5)]}, "as its own guide does nothing"),
+        ({"rule": "apg", "other_guides": [OtherGuide("c", 0.5)]}, "rule 'apg' takes one guide, found 2"),
     ],
 )
 def test_what_cannot_guide_is_refused(settings: dict[str, object], message: str) -> None:
