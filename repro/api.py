@@ -16,11 +16,13 @@ from repro.guidance import Guided, check_pair
 from repro.networks import Denoiser
 from repro.pixels import image_grid
 from repro.sampling.batches import sample_images
-from repro.sampling.pairs import Configuration, Pair, Solver, load_network
+from repro.sampling.pairs import Configuration, Pair, Solver
+from repro.sampling.sources import load_network
 
 
 def load(source: str | Path, device: torch.device | str | None = None) -> Denoiser:
-    """A network (.safetensors, .pkl, or module:function of a Denoiser) ready to sample, on the GPU if there is one.
+    """A network ready to sample, on the GPU if there is one: .safetensors, .pkl, the folder of a pipeline of diffusers,
+    or module:function of a Denoiser.
 
     Code in files never runs. Raises InputError where it is missing or broken.
     """

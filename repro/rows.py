@@ -39,6 +39,8 @@ class Row:
     main: str = ""
     guide: str = ""
     guidance: float = 1.0
+    #: Of several guides, with + between them, each one's part of it.
+    weights: str = ""
     interval: str = ""
     main_ema: float | None = None
     guide_ema: float | None = None
@@ -80,18 +82,24 @@ COLUMNS = [field.name for field in fields(Row)]
 REPLICATE_COLUMNS = [field.name for field in fields(Replicate)]
 TEXTS = [field.name for field in fields(Row) if field.type is str]
 #: Columns that came later: tables without them say what they said before.
-LATER = ["rule", "main_degradations", "guide_degradations", "solver"]
+LATER = ["weights", "rule", "main_degradations", "guide_degradations", "solver"]
 
 
 def settings(guided: Guided) -> dict[str, Any]:
-    """What rows say of a guided network: main, guide, guidance, interval, EMA lengths, rule and degradations."""
+    """What rows say of a guided network: main, guide, guidance, interval, EMA lengths, rule and degradations.
+
+    Of several guides these have + between them.
+    """
     interval = "" if guided.interval is None else "{}-{}".format(*guided.interval)
-    columns: dict[str, Any] = {"guidance": guided.guidance, "interval": interval}
-    for role in ("main", "guide"):
-        file = Path(getattr(guided.active, role) or "").name
-        name = parse_name(file)
-        columns |= {role: file, f"{role}_ema": name and name.ema_std}
-        columns[f"{role}_degradations"] = _assigned(getattr(guided.active, f"{role}_degradations"))
+    active = guided.active
+    several = " + ".join(f"{weight:.6g}" for weight in active.weights) if active.other_guides else ""
+    columns: dict[str, Any] = {"guidance": guided.guidance, "weights": several, "interval": interval}
+    for role, networks in (("main", [(active.main, active.main_degradations)]), ("guide", active.guides)):
+        files = [Path(name or "").name for name, _ in networks]
+        lengths = [found and found.ema_std for found in map(parse_name, files)]
+        columns |= {role: " + ".join(files), f"{role}_ema": None if several and role == "guide" else lengths[0]}
+        worse = [_assigned(degradations) for _, degradations in networks]
+        columns[f"{role}_degradations"] = " + ".join(each or "-" for each in worse) if any(worse) else ""
     others = guided.rule_settings | ({} if guided.ramp == "constant" else {"ramp": guided.ramp})
     named = guided.rule != "linear" or others
     return columns | {"rule": f"{guided.rule} {_assigned(others)}".rstrip() if named else ""}

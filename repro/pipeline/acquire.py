@@ -69,7 +69,8 @@ def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
 
 def not_possible(study: Study, guided: Guided) -> str:
     """Why a guided network of `study` cannot be had, a network that is missing; empty where nothing is known to be."""
-    for network in filter(None, (guided.active.main, guided.active.guide)):
+    active = study.spelt_out(guided).active
+    for network in filter(None, (active.main, *(guide for guide, _ in active.guides))):
         if reasons := read_missing(study.out / "networks" / network):
             return reasons[""]
     return ""
@@ -92,10 +93,34 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
             if not path.exists():
                 note_missing(path, {"": f"{on_one_line(str(err), 300)} on {time.strftime('%Y-%m-%d')}"})
     clear(folder, SUFFIX, paths)
+    _fetch_vaes(study, paths, settings)
+    return paths
+
+
+def _fetch_vaes(study: Study, paths: Iterable[Path], settings: Downloads) -> None:
+    """The VAEs of networks, in the cache of downloads."""
     there = [path for path in paths if not read_missing(path)]
     for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in there} - {""}:
         fetch_vae(study, name, settings)
-    return paths
+
+
+def obtain(study: Study, guided: Guided) -> None:
+    """Fetch the published ones among the networks of a guided network that are not there, and nothing else.
+
+    Raises InputError where one cannot be had, or is not there and has to be made.
+    """
+    active = study.spelt_out(guided).active
+    for network in filter(None, (active.main, *(guide for guide, _ in active.guides))):
+        key, path = network.split("/")[0], study.out / "networks" / network
+        files = study.networks[key].files() if key in study.networks else []
+        published = [file for file in files if Path(file).with_suffix(SUFFIX).name == path.name]
+        if not path.exists() and published:
+            with folder_lock(path.parent):
+                _fetch_vaes(study, fetch_networks(published, path.parent, downloads(study), OUT), downloads(study))
+        if not path.exists() and key not in study.models:
+            raise InputError(f"{path}: no such network; `dvc repro` makes it, with {study.study} as the active study")
+    if reason := not_possible(study, guided):
+        raise InputError(f"not possible: {reason}")
 
 
 def fetch_vae(study: Study, name: str, settings: Downloads) -> None:

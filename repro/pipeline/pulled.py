@@ -25,22 +25,23 @@ def refuse_fetching(study: Study, key: str, folder: Path) -> None:
     """Raise InputError where all that a set of networks serves is measured, with the settings of now."""
     if any(folder.glob("*.safetensors")):
         return
-    used = [name for name, item in study.generate.items() if key in _sets(item)]
-    curves = [name for name, sweep in study.sweeps.items() if key in (sweep.main_set, sweep.guide_set)]
-    curves += [name for name, item in study.tuned.items() if key in _sets(item)]
+    used = [name for name, item in study.generate.items() if key in _sets(study, item)]
+    curves = [name for name, sweep in study.sweeps.items() if key in _sets(study, sweep)]
+    curves += [name for name, item in study.tuned.items() if key in _sets(study, item)]
     done = all(_is_measured(study, name) for name in used)
     if (used or curves) and done and all((study.out / "results" / name).exists() for name in curves):
         _refuse(folder, [*used, *curves], study)
 
 
-def _sets(item: schema.Generate) -> Iterable[str]:
+def _sets(study: Study, item: schema.Generate) -> Iterable[str]:
     """Ids of the networks of a configuration."""
-    return {str(network).split("/")[0] for network in (item.guided.main, item.guided.guide)}
+    guided = study.spelt_out(item.guided)
+    return {str(network).split("/")[0] for network in (guided.main, *(guide for guide, _ in guided.guides))}
 
 
 def _is_measured(study: Study, key: str) -> bool:
     found, item = _manifests(study, key), study.generate[key]
-    settings = Configuration(_unnamed(item.guided.active), study.sampler)
+    settings = Configuration(_unnamed(study.spelt_out(item.guided).active), study.sampler)
     return bool(found) and all(
         replace(manifest.configuration, guided=_unnamed(manifest.configuration.guided)) == settings
         for manifest in found
@@ -49,7 +50,8 @@ def _is_measured(study: Study, key: str) -> bool:
 
 def _unnamed(guided: Guided) -> Guided:
     """The same of whatever networks."""
-    return replace(guided, main="main", guide=guided.guide and "guide")
+    others = [replace(other, guide="other") for other in guided.other_guides]
+    return replace(guided, main="main", guide=guided.guide and "guide", other_guides=others)
 
 
 def _manifests(study: Study, key: str) -> list[Manifest]:

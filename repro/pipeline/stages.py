@@ -25,16 +25,17 @@ from repro.pixels import image_grid
 from repro.rows import MEASURES, REPLICATES, gather_rows, write_replicates, write_rows
 from repro.sampling.batches import grouped
 from repro.sampling.features import FeatureShards, block_features
-from repro.sampling.pairs import Configuration, Pair, load_code, load_pair
+from repro.sampling.pairs import Configuration, Pair, load_pair
 from repro.sampling.shards import IMAGES, Form, Manifest, generate, read_shard, shard_name, verified
+from repro.sampling.sources import Model, load_model
 from repro.study import Study, Sweep, parse_seeds, schema
 from repro.toy import pipeline as toy
 from repro.training.loop import train
 
 PREVIEW = 64  # images kept of each configuration for the report
 PREVIEW_FILE, GRID = "preview.npz", "grid.png"
-#: File that stands for a network of the user's own, and holds its digest.
-MODEL = "model.json"
+#: File that stands for a network of the user's own, and holds its digest; the same of several guides.
+MODEL, BLEND = "model.json", "blend.json"
 #: File with the digest of a data set, for what depends on it.
 DATA = "data.json"
 #: Stages that share their work among processes, started again by the machine's launcher.
@@ -130,9 +131,16 @@ def run_networks(study: Study, key: str, item: schema.Networks, folder: Path) ->
 
 
 @stage("models", "networks", "models")
-def run_models(study: Study, key: str, item: schema.Model, folder: Path) -> None:
+def run_models(study: Study, key: str, item: Model, folder: Path) -> None:
     """Load a network of the user's own, better now than after hours, and note what it is."""
-    write_json(folder / MODEL, {"sha256": load_code(item.code, torch.device("cpu"), [item.path])[1]})
+    write_json(folder / MODEL, {"sha256": load_model(item, torch.device("cpu"))[1]})
+
+
+@stage("blends", "networks", "blends")
+def run_blends(study: Study, key: str, item: schema.Blended, folder: Path) -> None:
+    """Note what several guides are."""
+    networks = study.out / "networks"
+    write_json(folder / BLEND, {name: sha256_file(networks / name) for name in (item.guide, item.other)})
 
 
 @stage("reconstruct", "networks", "reconstruct")
@@ -167,16 +175,24 @@ def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bo
     )
 
 
-def study_pair(study: Study, guided: Guided, device: torch.device) -> Pair:
-    """`guided` of a study, loaded. Its networks are named as below out/STUDY/networks/.
+def placed(study: Study, guided: Guided) -> Guided:
+    """`guided` of a study, whose networks are named as below out/STUDY/networks/, with the places of its networks.
 
-    A network of the user's own is what the study says it is, whatever a file in out/ says.
+    One of the user's own keeps its id: it is what the study says it is, whatever a file in out/ says.
     """
-    networks = [guided.main, str(guided.guide)]
-    models = [study.models.get(network.split("/")[0]) for network in networks]
-    main, guide = (m.code if m else str(study.out / "networks" / n) for n, m in zip(networks, models, strict=True))
-    configuration = Configuration(replace(guided, main=main, guide=guide), study.sampler)
-    return load_pair(configuration, device, {model.code: [model.path] for model in models if model})
+
+    def place(network: str) -> str:
+        key = network.split("/")[0]
+        return key if key in study.models else str(study.out / "networks" / network)
+
+    guided = study.spelt_out(guided)
+    others = [replace(other, guide=place(other.guide)) for other in guided.other_guides]
+    return replace(guided, main=place(guided.main), guide=place(str(guided.guide)), other_guides=others)
+
+
+def study_pair(study: Study, guided: Guided, device: torch.device) -> Pair:
+    """`guided` of a study, loaded."""
+    return load_pair(Configuration(placed(study, guided), study.sampler), device, study.models)
 
 
 @stage("generate", "samples", "generate")

@@ -74,7 +74,8 @@ def _gpu(number: int) -> Finding:
 
 
 def _parameters(study: Study, guided: Guided) -> int:
-    networks = {guided.main, guided.guide}
+    whole = study.spelt_out(guided)
+    networks = {whole.main, *(guide for guide, _ in whole.guides)}
     return sum(shape.count().parameters for network in networks if (shape := behind(study, str(network))))
 
 

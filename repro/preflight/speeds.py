@@ -21,6 +21,7 @@ from metrics.machine import machine
 from repro.data.digits import NAME as DIGITS
 from repro.data.digits import Classifier
 from repro.degradations import GUIDE, MAIN, degrade
+from repro.guidance import Blend
 from repro.inference import fold
 from repro.networks import Denoiser
 from repro.preflight.checks import MEASURED_FOR, Setting, passed, per_second, skipped, timed
@@ -131,7 +132,11 @@ def _networks(setting: Setting, sampled: Sampled) -> tuple[Denoiser, Denoiser | 
     main = degrade(made(sampled.main, 0), sampled.guided.main_degradations, MAIN)
     if sampled.guide is None:
         return main, None, "random", None
-    return main, degrade(made(sampled.guide, 1), sampled.guided.guide_degradations, GUIDE), "random", "random"
+    guides = [
+        degrade(made(shape, 1 + number), worse, GUIDE + number) for number, (shape, worse) in enumerate(sampled.guides)
+    ]
+    guide = guides[0] if len(guides) == 1 else Blend(guides, sampled.guided.shares)
+    return main, guide, "random", "random"
 
 
 def vae_rate(setting: Setting, what: tuple[int, int], seconds: float) -> Rate:

@@ -17,6 +17,7 @@ LABELS = {TRUE: "true samples", "unguided": "no guidance", "cfg": "CFG", "interv
 AXES = {"guidance": "guidance weight w", "main_ema": "EMA main σ_rel", "guide_ema": "EMA guide σ_rel"}
 SETTINGS = {
     "guidance": Column("w", "$w$"),
+    "weights": Column("of each guide", numeric=False),
     "interval": Column("steps", numeric=False),
     "main_ema": Column("EMA m", r"EMA$_m$"),
     "guide_ema": Column("EMA g", r"EMA$_g$"),

@@ -32,7 +32,7 @@ MAX_LAYER = 2**25
 def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents."""
     guided, streams = pair.configuration.guided, SeedStreams(pair.device, seeds)
-    for network in (pair.main, pair.guide):
+    for network in (pair.main, *pair.guides):
         seed_degradations(network, streams)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
     exact = tf32(False) if pair.device.type == "cuda" and not _is_half(pair) else nullcontext()
@@ -66,7 +66,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
 
 def _is_half(pair: Pair) -> bool:
     """Whether all networks compute in float16, so that TF32 is nothing to them and they need not wait for the VAE."""
-    networks = [core(network) for network in (pair.main, pair.guide) if network is not None]
+    networks = [core(network) for network in (pair.main, *pair.guides)]
     return all(isinstance(n, Precond) and n.dtype(pair.device) == torch.float16 for n in networks)
 
 
@@ -93,7 +93,7 @@ def _count_ahead(pair: Pair, batches: int) -> int:
     if pair.device.type == "cuda":
         return 1
     solver, main = pair.configuration.solver, pair.main
-    if solver.compile or not isinstance(main, Precond) or not isinstance(pair.guide, Precond | None):
+    if solver.compile or not isinstance(main, Precond) or not all(isinstance(g, Precond) for g in pair.guides):
         return 0
     layer = solver.batch_size * main.img_resolution**2 * main.init_kwargs.get("model_channels", 192)
     count = min(torch.get_num_threads(), batches, MAX_LAYER // layer)

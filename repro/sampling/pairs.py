@@ -1,31 +1,32 @@
 """What decides the bits of an image, apart from its seed: a configuration, and its networks loaded and checked."""
 
 import hashlib
-import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from metrics.detectors import weights
-from metrics.files import InputError, explained, sha256_file
+from metrics.files import InputError
 from metrics.machine import machine
-from repro import snapshots
+from repro.adapters.interior import network_of
 from repro.cuda import replay
 from repro.degradations import GUIDE, MAIN, degrade
-from repro.guidance import Guided, check_pair
-from repro.inference import fold
+from repro.guidance import Blend, Guided, check_pair
 from repro.networks import Denoiser, Precond
 from repro.numerics import numerics
+from repro.sampling.sources import SUFFIXES as SUFFIXES
+from repro.sampling.sources import Model, load_network
 from repro.schedules import checked
 from repro.strict import facts, positive, within
 
-SUFFIXES = (".safetensors", ".pkl")
+#: Noise levels of networks that do not say for which they were made: EDM's.
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+#: By how much, relatively, a noise level may lie outside of those that a network was made for: what is rounded.
+ROUNDED = 0.01
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Solver:
 
     #: Heun steps; the networks are evaluated 2 num_steps - 1 times.
     num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    #: Last and first noise level; None: the network's own, else 0.002 and 80.
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     rho: float = 7.0
     #: Falling noise levels of the steps, in place of EDM's from sigma_max to sigma_min (`repro schedule` finds some).
     schedule: list[float] | None = None
@@ -54,14 +56,30 @@ class Solver:
         positive(self, "num_steps", "sigma_min", "sigma_max", "rho", "batch_size")
         within(self, 1, 100_000, "num_steps", "batch_size")
         within(self, 0, math.inf, "S_churn", "S_min", "S_noise")
-        if self.sigma_min >= self.sigma_max:
-            raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
         if self.schedule is not None:
             checked([*self.schedule, 0.0])
             if self.num_steps != len(self.schedule):
                 raise InputError(f"num_steps is {self.num_steps}, and schedule has {len(self.schedule)} levels")
             if said := [name for name in ("sigma_min", "sigma_max", "rho") if name in facts(self)]:
                 raise InputError(f"{said[0]} says nothing beside schedule, which has all noise levels; leave it out")
+
+    def of(self, network: Denoiser) -> "Solver":
+        """The same with the range of noise levels that the network was made for, where it has one and none is said."""
+        if self.schedule is not None:
+            return self
+        own = {name: getattr(network, name, None) for name in ("sigma_min", "sigma_max")}
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Lowest and highest noise level; raises InputError where there is nothing between them."""
+        if self.schedule is not None:
+            return self.schedule[-1], self.schedule[0]
+        low = SIGMA_MIN if self.sigma_min is None else self.sigma_min
+        high = SIGMA_MAX if self.sigma_max is None else self.sigma_max
+        if low >= high:
+            raise InputError(f"sigma_max is {high:g}, expected more than sigma_min, {low:g}")
+        return low, high
 
     def arguments(self) -> dict[str, Any]:
         """The solver's arguments of `repro.sampler.sample`."""
@@ -104,15 +122,27 @@ class Pair:
 
     configuration: Configuration
     main: Denoiser
+    #: Of several a `Blend`.
     guide: Denoiser | None
     main_sha256: str
+    #: Of several guides in their order, with + between them.
     guide_sha256: str | None
     device: torch.device
 
     def __post_init__(self) -> None:
-        number, count = self.configuration.only_class, self.main.label_dim
+        guided, number, count = self.configuration.guided, self.configuration.only_class, self.main.label_dim
         if number is not None and not 0 <= number < count:
-            raise InputError(f"{self.configuration.guided.main}: class {number}, the network has {count} classes")
+            raise InputError(f"{guided.main}: class {number}, the network has {count} classes")
+        _check_levels(self.configuration.solver.of(self.main), self.main, guided.main)
+        for guide, (name, _) in zip(self.guides, guided.guides, strict=False):
+            _check_levels(self.configuration.solver.of(self.main), guide, str(name))
+
+    @property
+    def guides(self) -> list[Denoiser]:
+        """Every guiding network."""
+        if isinstance(self.guide, Blend):
+            return self.guide.guides
+        return [] if self.guide is None else [self.guide]
 
     @cached_property
     def digest(self) -> str:
@@ -120,7 +150,9 @@ class Pair:
 
         Networks count as what they are, not by name, and fields at their defaults do not count.
         """
-        guided = replace(self.configuration.guided, main=self.main_sha256, guide=self.guide_sha256)
+        others = [replace(other, guide="") for other in self.configuration.guided.other_guides]
+        named = {"main": self.main_sha256, "guide": self.guide_sha256, "other_guides": others}
+        guided = replace(self.configuration.guided, **named)
         decides = facts(replace(self.configuration, guided=guided)) | {"device": self.device.type}
         return hashlib.sha256(json.dumps(decides | numerics("sampling"), sort_keys=True).encode()).hexdigest()
 
@@ -133,18 +165,31 @@ class Pair:
         return pair if guidance != 1 else replace(pair, guide=None, guide_sha256=None)
 
 
-def load_pair(
-    configuration: Configuration, device: torch.device, files: Mapping[str, Sequence[str]] | None = None
-) -> Pair:
-    """Load and check main and guide before hours are spent.
+def _check_levels(solver: Solver, network: Denoiser, name: str) -> None:
+    """Raise InputError where a sampler goes beyond the noise levels that a network was made for, if it says which."""
+    low, high = solver.span
+    least, most = getattr(network, "sigma_min", 0.0), getattr(network, "sigma_max", math.inf)
+    if low < least * (1 - ROUNDED) or high > most * (1 + ROUNDED):
+        raise InputError(
+            f"{name}: was made for noise levels sigma of {least:g} to {most:g}, and the sampler takes {low:g} to "
+            f"{high:g}; set sigma_min and sigma_max"
+        )
 
-    `files`: of a network that is code, further files and folders that decide what it is. Raises InputError for files
-    that are missing or broken, networks that do not fit together, and a network that would guide itself.
+
+def load_pair(configuration: Configuration, device: torch.device, models: Mapping[str, Model] | None = None) -> Pair:
+    """Load and check main network and guides before hours are spent; one of diffusers, named twice, is loaded once.
+
+    `models`: what the names stand for that are neither files nor folders. Raises InputError for files that are missing
+    or broken, networks that do not fit together, and a network that would guide itself.
     """
     g, solver = configuration.guided.active, configuration.solver
 
+    loaded: dict[str, tuple[Denoiser, str]] = {}
+
     def load(source: str) -> tuple[Denoiser, str]:
-        network, sha256 = load_network(source, device, (files or {}).get(source, ()))
+        if source not in loaded or network_of(loaded[source][0]) is None:  # others may keep something of a call
+            loaded[source] = load_network(source, device, models)
+        network, sha256 = loaded[source]
         if solver.compile and isinstance(network, Precond):
             network.compile()
         return network, sha256
@@ -152,16 +197,22 @@ def load_pair(
     main, sha256 = load(g.main)
     if hasattr(main.encoder, "tf32"):
         main.encoder.tf32 = solver.vae_tf32
+    configuration = replace(configuration, guided=g, solver=solver.of(main))
     worse = _replayed(degrade(main, g.main_degradations, MAIN), device, solver)
-    pair = Pair(replace(configuration, guided=g), worse, None, sha256, None, device)
+    pair = Pair(configuration, worse, None, sha256, None, device)
     if g.guide is None:
         return pair
-    guide, guide_sha256 = load(g.guide)
-    check_pair(main, guide, g.main, g.guide)
-    if guide_sha256 == sha256 and g.main_degradations == g.guide_degradations:
-        raise InputError(f"{g.main} and {g.guide} are the same network: guidance {g.guidance} would do nothing")
-    worse = _replayed(degrade(guide, g.guide_degradations, GUIDE), device, solver)
-    return replace(pair, guide=worse, guide_sha256=guide_sha256)
+    guides, digests = [], []
+    for number, (name, degradations) in enumerate(g.guides):
+        guide, found = load(str(name))
+        check_pair(main, guide, g.main, str(name))
+        if found == sha256 and g.main_degradations == degradations:
+            raise InputError(f"{g.main} and {name} are the same network: guidance {g.guidance} would do nothing")
+        worse = degrade(guide, degradations, GUIDE + number)  # each draws from streams of its own
+        guides.append(_replayed(worse, device, solver))
+        digests.append(found)
+    joined = guides[0] if len(guides) == 1 else Blend(guides, g.shares)
+    return replace(pair, guide=joined, guide_sha256="+".join(digests))
 
 
 def _replayed(network: Denoiser, device: torch.device, solver: Solver) -> Denoiser:
@@ -169,42 +220,3 @@ def _replayed(network: Denoiser, device: torch.device, solver: Solver) -> Denois
     if machine().graphs and device.type == "cuda" and isinstance(network, Precond) and not solver.compile:
         replay(network)
     return network
-
-
-def load_network(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:
-    """A network file, or what `module:function` returns (see `load_code`), ready to sample on `device`; its sha256."""
-    if Path(source).suffix not in SUFFIXES and ":" in source:
-        return load_code(source, device, files)
-    snapshot = snapshots.load(source, as_stored=True)
-    network = fold(snapshot.network, device)
-    network.encoder = snapshot.encoder
-    return network, sha256_file(source)
-
-
-def load_code(source: str, device: torch.device, files: Sequence[str] = ()) -> tuple[Denoiser, str]:
-    """The user's own model, what `function` of `module:function` returns, in evaluation mode on `device`; its sha256.
-
-    The digest is that of its parameters and buffers, of `files`, and of those that it lists in an attribute `files`,
-    never of its name. Raises InputError where it cannot be imported, is no Denoiser, or has nothing to tell it by.
-    """
-    module, _, function = source.partition(":")
-    with explained(f"cannot import or make the model {source}"):
-        model = getattr(importlib.import_module(module), function)()
-    if not isinstance(model, Denoiser):
-        raise InputError(f"{source} does not return a Denoiser (see repro.networks.Denoiser)")
-    tensors = model.eval().requires_grad_(False).to(device).state_dict() if isinstance(model, torch.nn.Module) else {}
-    listed = [*files, *getattr(model, "files", ())]
-    if not tensors and not listed:
-        raise InputError(
-            f"{source}: has neither parameters nor a list `files` of what decides its answers, so that a change of it "
-            "would go unnoticed; make it a torch.nn.Module or give it `files`"
-        )
-    content = [weights.digest(tensors), *(sha256 for path in listed for sha256 in _contents(Path(path)))]
-    return model, hashlib.sha256("\n".join(content).encode()).hexdigest()
-
-
-def _contents(path: Path) -> list[str]:
-    """Digests of a file, or of the files in a folder."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder, though the model depends on it")
-    return [sha256_file(p) for p in sorted([path, *path.rglob("*")]) if p.is_file() and p.suffix != ".pyc"]

@@ -15,7 +15,7 @@ from metrics.progress import progress
 from repro import rows, schedules
 from repro.guidance import Guided
 from repro.sampler import SeedStreams, draw_inputs, sample
-from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
+from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Pair, Solver, load_pair
 from repro.strict import build, digest, facts, located, within
 
 #: Heun steps of the samples that errors are measured against.
@@ -32,8 +32,8 @@ class Choice:
     seeds: range = range(16)
     #: Log-spaced levels to choose from, besides those of EDM for the same numbers of steps.
     grid: int = 32
-    sigma_min: float = Solver.sigma_min
-    sigma_max: float = Solver.sigma_max
+    sigma_min: float = SIGMA_MIN
+    sigma_max: float = SIGMA_MAX
 
     def __post_init__(self) -> None:
         within(self, 2, FINE // 2, "steps")

@@ -26,7 +26,7 @@ from metrics.progress import progress
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
 from repro.sampling.dealing import Wanted, plan
-from repro.sampling.pairs import Configuration, Pair
+from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Pair
 from repro.strict import build
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class Manifest:
     def read(cls, facts: Any, path: Path) -> "Manifest":
         """From JSON's types; raises InputError where it says other things than this version's manifests do."""
         try:
-            return build(cls, facts)
+            return build(cls, _migrated(facts))
         except InputError as err:
             raise InputError(f"{path}: its manifest is of another version ({err}); move it away") from None
 
@@ -66,6 +66,17 @@ class Manifest:
     def facts(self) -> dict[str, Any]:
         """In JSON's types."""
         return dict(json.loads(json.dumps(asdict(self))))
+
+
+def _migrated(facts: Any) -> Any:
+    """Facts of a manifest from when the range of noise levels was said where it was the default."""
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
+        solver = facts["configuration"]["solver"]
+        default = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
+        if {name: solver.get(name) for name in default} == default:
+            solver = solver | dict.fromkeys(default)
+            return facts | {"configuration": facts["configuration"] | {"solver": solver}}
+    return facts
 
 
 class Form(Protocol):

@@ -164,12 +164,16 @@ def _curve(study: Study, key: str, sweep: Sweep, seen: set[str]) -> Stage:
 
 
 def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, int]:
+    guided = study.spelt_out(guided)
     main = behind(study, guided.main)
-    guide = None if guided.guide is None else behind(study, guided.guide)
-    if main is None or (guided.guide is not None and guide is None):
+    guides = [behind(study, name) for name, _ in guided.guides if name is not None]
+    if main is None or None in guides:
         return {}
     evaluations = 2 * study.sampler.num_steps - 1  # the last Heun step has no second one
-    alone, pair = Sampled(main, None, replace(guided, guidance=1.0).active), Sampled(main, guide, guided)
+    shapes = [shape for shape in guides if shape is not None]
+    guide = shapes[0] if shapes else None
+    pair = Sampled(main, guide, guided, tuple(shapes[1:]))
+    alone = Sampled(main, None, replace(guided, guidance=1.0).active)
     first, last = guided.interval or (0, study.sampler.num_steps - 1)
     guiding = 0 if guide is None else min(2 * (last - first + 1), evaluations)
     amounts = {Task("vae", _pixels(main), (main.side, main.image_channels)): images} if main.latent else {}

@@ -60,18 +60,25 @@ class Sampled:
     main: Shape
     guide: Shape | None
     guided: Guided
+    #: Further guides, as `guided` has them.
+    others: tuple[Shape, ...] = ()
+
+    @property
+    def guides(self) -> list[tuple[Shape, Mapping[str, Any]]]:
+        """Every guide with what makes it worse."""
+        shapes = () if self.guide is None else (self.guide, *self.others)
+        return [(shape, worse) for shape, (_, worse) in zip(shapes, self.guided.guides, strict=False)]
 
     @property
     def gflops(self) -> float:
-        """Of one evaluation of both for one image."""
-        total = _gflops(self.main, self.guided.main_degradations)
-        return total + (0.0 if self.guide is None else _gflops(self.guide, self.guided.guide_degradations))
+        """Of one evaluation of all for one image."""
+        return sum(_gflops(*network) for network in [(self.main, self.guided.main_degradations), *self.guides])
 
     @property
     def label(self) -> str:
         """Which networks, for people."""
-        main = _label(self.main, self.guided.main_degradations)
-        return main if self.guide is None else f"{main} + {_label(self.guide, self.guided.guide_degradations)}"
+        networks = [(self.main, self.guided.main_degradations), *self.guides]
+        return " + ".join(_label(*network) for network in networks)
 
 
 def _gflops(shape: Shape, degradations: Mapping[str, Any]) -> float:

@@ -12,8 +12,10 @@ from metrics.measure import METRICS, Options, value_names
 from metrics.names import named
 from repro import snapshots
 from repro.data.kinds import KINDS, Kind
-from repro.guidance import Guided
+from repro.degradations import Strength
+from repro.guidance import Guided, OtherGuide
 from repro.sampling.pairs import Configuration, Sharding, Solver
+from repro.sampling.sources import Model
 from repro.streams import parse_seeds
 from repro.strict import build, inline, located, positive, within
 from repro.toy.settings import ToySettings
@@ -23,7 +25,11 @@ from repro.trials import Tuning, check_ranges, settings_at
 OUT = Path("out")
 ID = r"[a-z0-9][a-z0-9_-]{0,99}"
 #: Sections of a study that leave their outputs side by side, so that no two may share an id.
-FOLDERS = (("data", "images"), ("train", "networks", "models", "reconstruct"), ("toy", "generate", "tuned", "sweeps"))
+FOLDERS = (
+    ("data", "images"),
+    ("train", "networks", "models", "reconstruct", "blends"),
+    ("toy", "generate", "tuned", "sweeps"),
+)
 #: Stage of `dvc.yaml` -> the section with an entry for each; report and verify apart.
 STAGES = {
     **{section: section for sections in FOLDERS for section in sections if section not in ("tuned", "sweeps")},
@@ -124,17 +130,25 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A network of the user's own (stage `models`), called `ID/model.json` as main network or guide."""
+class Blended:
+    """Two guides as one (stage `blends`), called `ID/blend.json` as a guide (arXiv:2406.02507 appendix B.2)."""
 
-    #: `module:function` that returns a `repro.networks.Denoiser`.
-    code: str
-    #: File or folder that decides what it returns, such as its weights; the stage runs again when it changes.
-    path: str
+    #: Guiding network; degradations of the guide are this one's.
+    guide: str
+    #: The other guiding network, or a blend that is named before.
+    other: str
+    #: The other's part of the guidance.
+    share: float
+    #: Name -> strength of what makes the other worse.
+    other_degradations: dict[str, Strength] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.]+:\w+", self.code):
-            raise InputError(f"code is '{self.code}', expected module:function")
+        _ = self.as_other  # which says what is wrong
+
+    @property
+    def as_other(self) -> OtherGuide:
+        """The other one."""
+        return OtherGuide(self.other, self.share, self.other_degradations)
 
 
 @dataclass(frozen=True)
@@ -175,6 +189,10 @@ class Generate:
             raise InputError("seeds is empty, expected blocks such as 0-1023")
         if self.guided.guide is None:
             raise InputError("missing key guide; without guidance name the main network again")
+        if self.guided.other_guides:
+            raise InputError(
+                "other_guides: in a study they are an entry of blends, named as guide, for DVC to know them"
+            )
 
     def all_seeds(self) -> list[int]:
         """Seeds of all blocks, ascending."""
@@ -372,6 +390,8 @@ class Study:
     sweeps: dict[str, Sweep]
     #: How settings are looked for.
     tuning: Tuning | None = None
+    #: Several guides as one, by the id that `guide` names.
+    blends: dict[str, Blended] = field(default_factory=dict)
     #: Modules that register kinds of data, detectors, metrics, rules or degradations; importing them runs them.
     plugins: list[str] = field(default_factory=list)
     #: What the study is to decide, about its configurations.
@@ -397,6 +417,10 @@ class Study:
                     raise InputError(f"{section}.{key}: expected an id of letters a-z, digits, - and _ (no dots)")
                 if seen.setdefault(key, section) != section:
                     raise InputError(f"{section}.{key}: the id occurs in {seen[key]} too; their folders would collide")
+        for key, model in self.models.items():
+            if model.path is None:
+                raise InputError(f"missing key models.{key}.path")
+        self._check_blends()
         dicts, lists = ("train", "reconstruct", "generate", "tuned", "sweeps"), ("claims", "curve_claims")
         entries = {f"{name}.{key}": item for name in dicts for key, item in getattr(self, name).items()}
         entries |= {f"{name}[{i}]": item for name in lists for i, item in enumerate(getattr(self, name))}
@@ -423,6 +447,14 @@ class Study:
             if not set(item.all_seeds()).isdisjoint(parse_seeds(self.tuning.seeds)):
                 raise InputError(f"tuning.seeds: {key} reports some of {self.tuning.seeds}; give other seeds")
 
+    def _check_blends(self) -> None:
+        """Blends are made of networks, and of blends that are named before them."""
+        there = self.network_sets - self.blends.keys()
+        for key, blend in self.blends.items():
+            known(f"blends.{key}.guide", blend.guide.split("/")[0], self.network_sets - self.blends.keys())
+            known(f"blends.{key}.other", blend.other.split("/")[0], there)
+            there.add(key)
+
     def _check_names(self, where: str, item: Any) -> None:
         """Whatever an entry names as `of` a part of the study is there, and the sampler has its interval."""
         for f in fields(item):
@@ -430,10 +462,24 @@ class Study:
             if "of" in f.metadata and isinstance(value, str):
                 known(f"{where}.{f.name}", value, getattr(self, f.metadata["of"]))
         if isinstance(item, Generate):
-            for role in ("main", "guide"):
-                known(f"{where}.{role}", getattr(item.guided, role).split("/")[0], self.network_sets)
+            known(f"{where}.main", item.guided.main.split("/")[0], self.network_sets - self.blends.keys())
+            known(f"{where}.guide", str(item.guided.guide).split("/")[0], self.network_sets)
             with located(where):
-                Configuration(item.guided, self.sampler)
+                Configuration(self.spelt_out(item.guided), self.sampler)
+
+    def spelt_out(self, guided: Guided) -> Guided:
+        """The same with the networks of a blend in the blend's place."""
+        blend = self.blends.get(str(guided.guide).split("/")[0])
+        return guided if blend is None else replace(guided, guide=blend.guide, other_guides=self._others(blend))
+
+    def _others(self, blend: Blended) -> list[OtherGuide]:
+        """All but the first guide of a blend, each with its part of the guidance."""
+        inner = self.blends.get(blend.other.split("/")[0])
+        if inner is None:
+            return [blend.as_other]
+        others = self._others(inner)
+        first = OtherGuide(inner.guide, 1 - sum(other.share for other in others), blend.other_degradations)
+        return [replace(other, share=blend.share * other.share) for other in (first, *others)]
 
     @property
     def datasets(self) -> dict[str, Data]:
@@ -448,7 +494,7 @@ class Study:
     @property
     def network_sets(self) -> set[str]:
         """Ids of everything that leaves networks."""
-        return {*self.runs, *self.models, *self.reconstruct}
+        return {*self.runs, *self.models, *self.reconstruct, *self.blends}
 
     @property
     def sampled(self) -> Mapping[str, Generate]:

@@ -25,7 +25,7 @@ from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
 
 STATISTICS = ["mean", "min", "max", "spread", "blocks", "num_images"]
-SETTINGS = ["guidance", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
+SETTINGS = ["guidance", "weights", "interval", "main_ema", "guide_ema", "num_steps", "main", "guide"]
 SETTINGS += ["rule", "main_degradations", "guide_degradations", "solver"]
 DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
 ORIGIN = [*DIGESTS, "device", "versions", "commit"]
@@ -157,11 +157,11 @@ def _planned(study: Study) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield key, len(toy.sampling_seeds), {"section": "toy", "configuration": f"{key}-{method}", "method": method}
     for key, item in study.sampled.items():
         row = {"section": "generate", "configuration": key, "method": item.method}
-        yield key, len(item.seeds), row | settings(item.guided)
+        yield key, len(item.seeds), row | settings(study.spelt_out(item.guided))
     for key, sweep in study.sweeps.items():
         row = {"section": "sweeps", "configuration": key, "method": sweep.method, "axis": sweep.axis}
         for value in sweep.values:
-            yield key, len(sweep.seeds), row | {"axis_value": value} | settings(sweep.at(value))
+            yield key, len(sweep.seeds), row | {"axis_value": value} | settings(study.spelt_out(sweep.at(value)))
 
 
 def _statistics(group: pd.DataFrame, planned: int) -> dict[str, Any]:

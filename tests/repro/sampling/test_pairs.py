@@ -13,11 +13,12 @@ import torch
 from metrics.files import InputError
 from repro import snapshots
 from repro.encoders import RGBEncoder
-from repro.guidance import Guided
+from repro.guidance import Guided, OtherGuide
 from repro.inference import fold
 from repro.networks import Precond
-from repro.sampling.pairs import Configuration, Solver, load_code, load_network, load_pair
+from repro.sampling.pairs import Configuration, Solver, load_pair
 from repro.sampling.shards import generate, read_shard
+from repro.sampling.sources import Model, load_model, load_network
 
 CPU = torch.device("cpu")
 FOREIGN = """
@@ -50,6 +51,7 @@ def other():
 FROZEN = {
     "plain": "be8ef8a233624a5a55d1e9a432af391dd17062934c619e659c5410bd49be1c57",
     "guided": "a4f09babfe0516378c8d2b52a2e419ed67db9282cab301a562cd889057ef41ea",
+    "several": "8d3f909c99850b9f6635d11b2e59e07ff3d5e805cae1a51fab57ebd02d49ae52",
 }
 
 
@@ -71,24 +73,24 @@ def test_a_foreign_model_is_welcome_and_in_evaluation_mode(foreign: str, tmp_pat
 
 
 def test_a_foreign_model_is_told_apart_by_its_weights_and_files_not_by_its_name(foreign: str, tmp_path: Path) -> None:
-    one, same, other = (load_code(f"{foreign}:{name}", CPU)[1] for name in ("Model", "Model", "other"))
+    one, same, other = (load_network(f"{foreign}:{name}", CPU)[1] for name in ("Model", "Model", "other"))
     assert one == same
     assert one != other
     (tmp_path / "weights").write_text("1")
-    before = load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),))[1]
+    before = load_model(Model(f"{foreign}:Plain", path=str(tmp_path / "weights")), CPU)[1]
     (tmp_path / "weights").write_text("2")
-    assert load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "weights"),))[1] != before
+    assert load_model(Model(f"{foreign}:Plain", path=str(tmp_path / "weights")), CPU)[1] != before
     with pytest.raises(InputError, match="has neither parameters nor a list `files`"):
-        load_code(f"{foreign}:Plain", CPU)
+        load_network(f"{foreign}:Plain", CPU)
     with pytest.raises(InputError, match="no such file or folder"):
-        load_code(f"{foreign}:Plain", CPU, (str(tmp_path / "nothing"),))
+        load_model(Model(f"{foreign}:Plain", path=str(tmp_path / "nothing")), CPU)
 
 
 def test_what_is_no_denoiser_is_refused() -> None:
     with pytest.raises(InputError, match="does not return a Denoiser"):
-        load_code("collections:OrderedDict", CPU)
+        load_network("collections:OrderedDict", CPU)
     with pytest.raises(InputError, match="cannot import"):
-        load_code("no_such_module:thing", CPU)
+        load_network("no_such_module:thing", CPU)
 
 
 def digest(pair: object, **changes: object) -> str:
@@ -101,6 +103,11 @@ def test_a_digest_is_of_what_decides_bits(golden: Path) -> None:
     frozen = replace(pair, main_sha256="a", guide_sha256="b")
     assert frozen.digest == FROZEN["guided"]
     assert frozen.at(1.0).digest == FROZEN["plain"]
+    blended = replace(guided, other_guides=[OtherGuide(str(golden / "uncond.pkl"), 0.5)])
+    several = load_pair(replace(pair.configuration, guided=blended), CPU)
+    assert len(several.guides) == 2
+    assert replace(several, main_sha256="a", guide_sha256="b+c").digest == FROZEN["several"]
+    assert replace(several, main_sha256="a", guide_sha256=None).at(1.0).digest == FROZEN["plain"]
     renamed = replace(pair.configuration, guided=Guided("x", "y", 2.0))
     assert digest(frozen, configuration=renamed) == frozen.digest
     others = [
@@ -118,8 +125,8 @@ def test_a_digest_is_of_what_decides_bits(golden: Path) -> None:
 
 @pytest.mark.parametrize("source", [":f", "a:", "..:f", "json:loads", "json:nothing", "nowhere:f", "os:getcwd"])
 def test_code_that_gives_no_model_is_named(source: str) -> None:
-    with pytest.raises(InputError, match=rf"{re.escape(source)}( \(| does not return)"):
-        load_code(source, CPU)
+    with pytest.raises(InputError, match=rf"{re.escape(source)}( \(| does not return|', expected)"):
+        load_network(source, CPU)
 
 
 # How much memory of its own a process takes at most while it loads a network for another device, in bytes.
@@ -127,7 +134,7 @@ LOADING = """
 import re, sys, threading, time
 from pathlib import Path
 import torch
-from repro.sampling.pairs import load_network
+from repro.sampling.sources import load_network
 
 def own():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
