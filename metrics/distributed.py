@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from metrics.files import InputError
+from metrics.files import InputError, explained, on_one_line
 from metrics.machine import machine
 from metrics.peers import Peers
 
@@ -20,6 +20,9 @@ LIMIT = timedelta(minutes=10)
 PATIENCE = 180.0
 
 _peers: Peers | None = None
+
+#: What torch raises for a device that it does not know, or has not.
+NOT_HERE = (RuntimeError, AssertionError, NotImplementedError, ValueError)
 
 
 def init() -> None:
@@ -51,10 +54,18 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def device() -> torch.device:
-    """This process's device: the machine's setting, else its own GPU, else the CPU."""
-    if chosen := machine().device:
-        return torch.device(chosen)
+def device(chosen: str = "") -> torch.device:
+    """This process's device: the `chosen` one, else the machine's setting, else its own GPU, else the CPU.
+
+    Raises InputError for one that is not here.
+    """
+    if name := chosen or machine().device:
+        with explained(f"device '{on_one_line(name, 80)}' is not here", "expected cpu, cuda, cuda:1", NOT_HERE):
+            found = torch.device(name)
+            if found.type != "meta":  # which holds nothing
+                torch.empty(0, device=found)
+                return found
+        raise InputError(f"device '{name}' holds no numbers; expected cpu, cuda, cuda:1")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))

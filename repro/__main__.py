@@ -1,5 +1,6 @@
 """The command line `repro` (`python -m repro`); thin: every command calls one function."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from repro import study as studies
 from repro.data import archives
 from repro.encoders import StabilityVAEEncoder
 from repro.guidance import RAMPS, RULES, Guided
-from repro.pipeline import cleaning
-from repro.pipeline.acquire import everything
-from repro.pipeline.stages import STAGES, relaunch
-from repro.pixels import image_grid
+from repro.pipeline import cleaning, looking
+from repro.pipeline.acquire import everything, obtain
+from repro.pipeline.stages import STAGES, placed, relaunch
+from repro.pixels import image_grid, write_png
 from repro.preflight import CHECKS, preflight
-from repro.sampling.pairs import Configuration, Solver, load_pair
+from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Solver, load_pair
 from repro.sampling.scheduling import Choice, find_schedules, read_schedule
 from repro.sampling.shards import generate, read_shard
 from repro.strict import build, load, settings
@@ -32,6 +33,7 @@ from repro.verdicts import check, measures, verify
 Texts = tuple[str, ...]  # of a repeatable option
 PATH = click.Path(path_type=Path)
 NAME = click.argument("name", required=False)
+DEVICE = click.option("--device", default="", help="cpu, cuda, cuda:1; the machine's setting, else a GPU, by default.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,9 +95,15 @@ def stage_command(stage: str, key: str) -> None:
 
 
 @cli.command("generate")
-@click.option("--main", required=True, help="Network file (.safetensors, .pkl), or module:function of a Denoiser.")
+@click.option(
+    "--main", help="Network file, folder of a diffusers pipeline, module:function, or {YAML} (docs/own-model.md)."
+)
 @click.option("--guide", help="Guiding network, given like --main; with --degrade the main network by default.")
-@click.option("--guidance", type=float, default=1.0, show_default=True, help="Weight w; 1 = no guidance.")
+@click.option("--preset", help="A published pair and weight instead (`repro preset list`); fetched where need be.")
+@click.option("--guidance", type=float, help="Weight w, of all guides together; 1, no guidance, by default.")
+@click.option(
+    "--other-guide", "others", multiple=True, metavar="NETWORK=SHARE", help="One more guide, and its part; repeatable."
+)
 @click.option("--interval", help="Guided sampler steps FIRST-LAST, inclusive; all by default.")
 @click.option("--rule", default="linear", show_default=True, help=f"How answers are combined: {', '.join(RULES)}.")
 @click.option(
@@ -107,8 +115,8 @@ def stage_command(stage: str, key: str) -> None:
 @click.option("--seeds", default="0-63", show_default=True, help="FIRST-LAST, inclusive.")
 @click.option("--class", "number", type=click.IntRange(min=0), help="Of every image; by default drawn by its seed.")
 @click.option("--steps", type=int, default=32, show_default=True, help="Heun steps.")
-@click.option("--sigma-min", type=float, help=f"Last noise level; {Solver.sigma_min} by default.")
-@click.option("--sigma-max", type=float, help=f"First noise level; {Solver.sigma_max} by default.")
+@click.option("--sigma-min", type=float, help=f"Last noise level; the network's own, else {SIGMA_MIN}, by default.")
+@click.option("--sigma-max", type=float, help=f"First noise level; the network's own, else {SIGMA_MAX:g}, by default.")
 @click.option("--schedule", type=PATH, help="Noise levels that `repro schedule` found for so many steps.")
 @click.option(
     "--batch-size",
@@ -118,12 +126,15 @@ def stage_command(stage: str, key: str) -> None:
     show_default=True,
     help="Part of the configuration.",
 )
+@DEVICE
 @click.option("--out", type=PATH, required=True, help="Folder for shards and grid.png.")
 @click.option("--verify", "distrust", is_flag=True, help="Read every finished shard again, also those verified before.")
 def generate_command(
-    main: str,
+    main: str | None,
     guide: str | None,
-    guidance: float,
+    preset: str | None,
+    guidance: float | None,
+    others: Texts,
     interval: str | None,
     rule: str,
     rule_settings: Texts,
@@ -137,27 +148,73 @@ def generate_command(
     sigma_max: float | None,
     schedule: Path | None,
     batch: int,
+    device: str,
     out: Path,
     distrust: bool,
 ) -> None:
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
     distributed.init()
-    members = studies.parse_seeds(seeds)
+    where, members = distributed.device(device), studies.parse_seeds(seeds)
     chosen = None if interval is None else studies.parse_seeds(interval)
+    networks = _networks(preset, main, guide or (main if degrade else None), guidance)
     guided = build(
         Guided,
-        {"main": main, "guide": guide or (main if degrade else None), "guidance": guidance, "rule": rule, "ramp": ramp}
+        networks
+        | {"rule": rule, "ramp": ramp, "other_guides": [_other_guide(text) for text in others]}
         | {"interval": None if chosen is None else (chosen[0], chosen[-1]), "rule_settings": settings(rule_settings)}
         | {"guide_degradations": settings(degrade), "main_degradations": settings(degrade_main)},
     )
     said: dict[str, Any] = {"num_steps": steps, "batch_size": batch, "sigma_min": sigma_min, "sigma_max": sigma_max}
     said |= {"schedule": None if schedule is None else read_schedule(schedule, steps)}
     solver = build(Solver, {name: value for name, value in said.items() if value is not None})
-    pair = load_pair(Configuration(guided, solver, number), distributed.device())
+    pair = load_pair(Configuration(guided, solver, number), where)
     paths = generate(pair, members, out, description="sampling", trust=not distrust)
     if distributed.rank() == 0:
         image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
         click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
+
+
+def _networks(preset: str | None, main: str | None, guide: str | None, guidance: float | None) -> dict[str, Any]:
+    """Main network, guide and weight of `generate`: as given, or those of a preset, at another weight if one is."""
+    if preset is None:
+        if main is None:
+            raise InputError("--main is missing; expected a network, or --preset")
+        return {"main": main, "guide": guide, "guidance": 1.0 if guidance is None else guidance}
+    if main is not None or guide is not None:
+        raise InputError("--preset has a main network and a guide; leave out --main and --guide")
+    published, study = presets.presets()[preset], studies.named(presets.STUDY)
+    guided = study.generate[published.name].guided
+    guided = guided if guidance is None else replace(guided, guidance=guidance)
+    if distributed.rank() == 0:
+        obtain(study, guided)
+    distributed.barrier()
+    found = placed(study, guided)
+    return {"main": found.main, "guide": found.guide, "guidance": found.guidance}
+
+
+def _other_guide(text: str) -> dict[str, Any]:
+    """`NETWORK=SHARE` as an entry of `Guided.other_guides`."""
+    network, _, share = text.rpartition("=")
+    return {
+        "guide": network,
+        "share": build(float, parse_yaml(share, f"--other-guide {text}: "), f"--other-guide {text}"),
+    }
+
+
+@cli.command("image")
+@click.argument("configuration")
+@click.option("--seed", type=click.IntRange(min=0, max=10**12), required=True, help="Any, of the study or not.")
+@DEVICE
+@click.option("--out", type=PATH, required=True, help="PNG file to write.")
+@click.option("--force", is_flag=True, help="Replace what is there.")
+def image_command(configuration: str, seed: int, device: str, out: Path, force: bool) -> None:
+    """The image of one seed under a CONFIGURATION of any study, such as digits-autoguidance or a preset.
+
+    It has the pixels that the study's images have: those of a whole batch of the study's size, on the same device.
+    """
+    command_line.check_outputs([out], [], force, text=False)
+    write_png(out, looking.image(configuration, seed, distributed.device(device)))
+    click.echo(str(out))
 
 
 @cli.command("schedule")

@@ -26,6 +26,12 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
+def write_png(path: str | Path, pixels: NDArray[np.uint8]) -> None:
+    """The same as a file, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(encode_png(pixels))
+
+
 def decode_png(data: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pixels [H, W, C] uint8 as `metrics.images.decode` makes them (C = 3), but C = 1 for 8-bit grey ones."""
     pixels = decode(data)

@@ -1,10 +1,13 @@
-"""The authors' presets by name, as `studies/edm2.yaml` holds them."""
+"""The authors' presets by name, as the study `STUDY` holds them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from metrics.registry import Registry
 from repro.study.files import named
+
+#: The study that holds them.
+STUDY = "edm2"
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Preset:
 
 def presets() -> Registry[Preset]:
     """All presets by name, in the authors' order."""
-    study, found = named("edm2"), Registry[Preset]("preset")
+    study, found = named(STUDY), Registry[Preset]("preset")
     for name, item in study.generate.items():
         pair, cell = item.guided.active, study.published[name]
         guide = None if pair.guide is None else Path(pair.guide).name

@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 COUNT = 6
 
+#: Networks of the small study, by the file that they are of.
+NETWORKS = {
+    "main": "mini-main/mini-main-0000002-0.100.safetensors",
+    "guide": "mini-guide/mini-guide-0000001-0.150.safetensors",
+}
 EXTRACTION = ["--plugin", "tests.hostile.plugin", "--detectors", "tint", "--no-cache", "--workers", "0"]
 #: A search, without its settings.
 GUIDE = ["guide", "--main", "mini-main-run", "--guide", "mini-guide-run", "--data", "mini-digits"]
@@ -54,6 +59,10 @@ COMMANDS = {
             "2",
             "--batch-size",
             "2",
+            "--other-guide",
+            "uncond.pkl=0.5",
+            "--device",
+            "cpu",
             "--out",
             "look",
         ],
@@ -69,6 +78,7 @@ COMMANDS = {
             "made",
         ],
     ),
+    "image": ("repro", ["image", "mini-auto", "--seed", "7", "--out", "one.png"]),
     "schedule": (
         "repro",
         ["schedule", "--network", "main.pkl", "--steps", "3", "--seeds", "0-1", "--grid", "3", "--out", "found.yaml"],
@@ -92,7 +102,7 @@ COMMANDS = {
 
 def study() -> dict[str, object]:
     """A small study, which is read but not run."""
-    main, guide = "mini-main/mini-main-0000002-0.100.safetensors", "mini-guide/mini-guide-0000001-0.150.safetensors"
+    main, guide = NETWORKS["main"], NETWORKS["guide"]
     network = {
         "model_channels": 8,
         "channel_mult": [1],
@@ -157,6 +167,9 @@ def make(folder: Path) -> Path:
     for name in ("main", "guide", "uncond"):
         shutil.copy(GOLDEN / f"{name}.pkl", folder)
     snapshots.save(snapshots.load(folder / "main.pkl"), folder / "main.safetensors")
+    for name, file in NETWORKS.items():
+        (folder / "out/mini/networks" / file).parent.mkdir(parents=True)
+        snapshots.save(snapshots.load(folder / f"{name}.pkl"), folder / "out/mini/networks" / file)
     shutil.copytree(GOLDEN / "raw-snapshots", folder / "raw")
     archives.convert(folder / "images.zip", folder / "set.zip", 8, False, 0)
     text = yaml.safe_dump(study(), sort_keys=False)

@@ -39,6 +39,8 @@ INPUTS = [
     ("reconstruct", "--out", "raw"),
     ("reconstruct", "--out", "raw/tiny-0000032-0.050.pkl"),
     ("generate", "--out", "main.safetensors"),
+    ("image", "--out", "images/0.png"),
+    ("image", "--out", "out/mini/networks"),
 ]
 
 

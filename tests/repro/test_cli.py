@@ -1,6 +1,7 @@
 """The command line: what users type, and what they see when it is wrong."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -8,14 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from metrics import __main__ as metrics_line
 from metrics.files import InputError
 from metrics.results import version
 from repro import __main__ as command_line
 from repro.pipeline import cleaning
+from repro.pixels import decode_png
+from repro.sampler import draw_inputs, sample
 from repro.sampling.shards import read_shard
+from repro.sampling.sources import load_network
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = str(ROOT / "tests" / "data" / "golden" / "main.pkl")
@@ -47,14 +54,29 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "--main", "none.pkl", "--out", "x"], "none.pkl: no such network file"),
         (["generate", "--main", "a.pkl", "--seeds", "5-3", "--out", "x"], "5-3"),
         (["reconstruct", "snapshot.pkl", "--ema", "0.1", "--out", "x"], "RUN-KIMG-STD"),
-        (["generate", "--out", "x"], "Missing option '--main'"),
+        (["generate", "--out", "x"], "--main is missing; expected a network, or --preset"),
+        (["generate", "--preset", "edm2-img512-s-autog-fdi", "--out", "x"], "did you mean 'edm2-img512-s-autog-fid'"),
+        (["generate", "--preset", "edm2-img512-s-autog-fid", "--main", MAIN, "--out", "x"], "leave out --main"),
+        (["generate", "--main", MAIN, "--device", "cdua", "--out", "x"], "device 'cdua' is not here"),
+        (["generate", "--main", MAIN, "--device", "meta", "--out", "x"], "device 'meta' holds no numbers"),
+        (["generate", "--main", MAIN, "--guidance", "2", "--out", "x"], "guidance 2.0 needs a guide"),
+        (["generate", "--main", MAIN, "--other-guide", f"{MAIN}=x", "--out", "x"], "expected float, found 'x'"),
+        (["generate", "--main", "{code: a}", "--out", "x"], "the network: code is 'a', expected module:function"),
+        (["generate", "--main", "{code: a", "--out", "x"], "the network: not valid YAML"),
+        (["generate", "--main", "docs", "--out", "x"], "docs/model_index.json: no such file"),
+        (
+            ["generate", "--main", MAIN, "--degrade", "null_class=1", "--guidance", "2", "--out", "x"],
+            "has a null label",
+        ),
+        (["image", "digits-cgf", "--seed", "1", "--out", "x.png"], "in no study; did you mean 'digits-cfg'"),
+        (["image", "digits-cfg", "--seed", "1", "--out", "pyproject.toml"], "pyproject.toml: is there already"),
         (["generate", "--main", MAIN, "--rule", "agp", "--out", "x"], "did you mean 'apg'"),
         (["generate", "--main", MAIN, "--rule-set", "beta=1", "--out", "x"], "rule linear has no setting 'beta'"),
         (["generate", "--main", MAIN, "--ramp", "up", "--out", "x"], "ramp 'up' is unknown"),
         (["generate", "--main", MAIN, "--degrade", "blur=1", "--out", "x"], "degradation 'blur' is unknown"),
         (["generate", "--main", MAIN, "--degrade", "dropout=2", "--guidance", "2", "--out", "x"], "strength 2"),
         (["generate", "--main", MAIN, "--class", "10", "--out", "x"], "class 10, the network has 10 classes"),
-        (["generate", "--main", MAIN, "--sigma-min", "90", "--out", "x"], "sigma_max is 80.0"),
+        (["generate", "--main", MAIN, "--sigma-min", "90", "--out", "x"], "sigma_max is 80, expected more"),
         (["generate", "--main", MAIN, "--schedule", "no.yaml", "--out", "x"], "no.yaml: no such file"),
         (["brew"], "No such command 'brew'"),
     ],
@@ -201,3 +223,65 @@ def test_a_bad_version_rule_ramp_class_and_schedule_from_the_command_line(tmp_pa
     assert made.solver.schedule is not None
     assert set(manifest.labels) == {3}
     run("generate", "--main", MAIN, "--steps", "5", "--schedule", str(schedule), "--out", str(tmp_path / "no"), code=2)
+
+
+def test_several_guides_from_the_command_line_are_those_of_the_sampler(golden: Path, tmp_path: Path) -> None:
+    """--guide has what the others leave of 1."""
+    names = {name: str(golden / f"{name}.pkl") for name in ("main", "guide", "uncond")}
+    rest = ["--guidance", "3", "--seeds", "0-3", "--steps", "3", "--batch-size", "4", "--device", "cpu"]
+    guides = ["--guide", names["guide"], "--other-guide", f"{names['uncond']}=0.25"]
+    run("generate", "--main", names["main"], *guides, *rest, "--out", str(tmp_path))
+    (shard,) = tmp_path.glob("*.zip")
+    manifest, found = read_shard(shard)
+    assert manifest.configuration.guided.weights == [2.5, 1.5]
+    main, *others = (load_network(name, torch.device("cpu"))[0] for name in names.values())
+    noise, labels = draw_inputs(main, range(4))
+    latents = sample(main, noise, labels, guide=others, guidance=[2.5, 1.5], num_steps=3)
+    wanted = main.encoder.decode(latents).permute(0, 2, 3, 1).numpy()
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_a_preset_is_fetched_and_sampled_by_its_name(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The networks of that preset alone, here small ones; at its weight, or another."""
+    published, preset = tmp_path / "served" / "posthoc-reconstructions", "edm2-img512-s-autog-fid"
+    published.mkdir(parents=True)
+    for name, file in (("s-2147483-0.070", "main"), ("xs-0134217-0.125", "guide")):
+        shutil.copy(golden / f"{file}.pkl", published / f"edm2-img512-{name}.pkl")
+    (tmp_path / "studies").mkdir()
+    study = yaml.safe_load((ROOT / "studies" / "edm2.yaml").read_text())
+    study |= {"sources": [f"file://{tmp_path}/served"], "sampler": {"num_steps": 2, "batch_size": 2}}
+    (tmp_path / "studies" / "edm2.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    rest = ["--seeds", "0-1", "--steps", "2", "--batch-size", "2"]
+    run("generate", "--preset", preset, *rest, "--out", "look")
+    made = read_shard(tmp_path / "look" / "000000-000001.zip")[0].configuration.guided
+    assert (Path(made.main).stem, Path(str(made.guide)).stem, made.guidance) == (
+        "edm2-img512-s-2147483-0.070",
+        "edm2-img512-xs-0134217-0.125",
+        2.1,
+    )
+    run("generate", "--preset", preset, "--guidance", "1", *rest, "--out", "plain")
+    assert read_shard(tmp_path / "plain" / "000000-000001.zip")[0].configuration.guided.guide is None
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    run("image", preset, "--seed", "5", "--out", "five.png")
+    run("image", preset, "--seed", "5", "--out", "five.png", code=2)
+    run("image", preset, "--seed", "5", "--out", "five.png", "--force")
+    assert decode_png((tmp_path / "five.png").read_bytes()).shape == (16, 16, 3)
+
+
+def test_a_pipeline_of_diffusers_from_the_command_line(tmp_path: Path) -> None:
+    """Main network and, under its null label, guide; code with arguments, as a study has it, too."""
+    diffusers = pytest.importorskip("diffusers")
+    from tests.repro.adapters.networks import saved, transformer, vae
+
+    folder = str(saved(tmp_path / "dit", transformer(), diffusers.DDIMScheduler(clip_sample=False), vae()))
+    rest = ["--degrade", "null_class=1", "--guidance", "4", "--seeds", "0-1", "--steps", "2", "--batch-size", "2"]
+    run("generate", "--main", folder, *rest, "--out", str(tmp_path / "a"))
+    code = f'{{code: "repro.adapters:from_diffusers", arguments: {{source: {folder}}}, path: {folder}}}'
+    run("generate", "--main", code, *rest, "--out", str(tmp_path / "b"))
+    images = [read_shard(tmp_path / name / "000000-000001.zip")[1] for name in "ab"]
+    assert np.array_equal(*images)
+    assert images[0].std() > 1
+    run("generate", "--main", folder, *rest, "--sigma-max", "200", "--out", str(tmp_path / "c"), code=2)

@@ -19,7 +19,7 @@ from metrics.files import InputError, transfers
 from repro import report as reporting
 from repro import snapshots
 from repro import study as studies
-from repro.pipeline import acquire, points, stages
+from repro.pipeline import acquire, looking, points, stages
 from repro.sampling import batches, features, shards
 from repro.strict import build
 from repro.study import Claim, Study
@@ -117,6 +117,24 @@ def test_features_are_extracted_once_per_shard(first: Study, monkeypatch: pytest
     stages.run_evaluate(first, "unguided")
     assert len(calls) == 3
     pd.testing.assert_frame_equal(measures(first, "unguided"), before)
+
+
+def test_the_image_of_one_seed_is_that_of_its_shard(first: Study, golden: Path) -> None:
+    """Whichever seed of a batch it is, and for seeds that the study does not sample."""
+    Path("params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
+    stages.run_generate(first, "autoguidance")
+    cpu = torch.device("cpu")
+    for path in sorted((first.out / "samples" / "autoguidance").glob("*.zip"))[:2]:
+        manifest, images = shards.read_shard(path)
+        for place in (0, 3):
+            found = looking.image("autoguidance", manifest.seeds[place], cpu)
+            assert np.array_equal(found, images[place])
+    assert looking.image("unguided", 10**6, cpu).shape == images[0].shape
+    shutil.rmtree(first.out / "networks")
+    looking.image("unguided", 3, cpu)
+    assert [p.name for p in (first.out / "networks" / "nets").glob("*.safetensors")] == ["main.safetensors"]
+    with pytest.raises(InputError, match="configuration 'unguidde' is in no study; did you mean 'unguided'"):
+        looking.image("unguidde", 3, cpu)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "of other images"])
