@@ -1,4 +1,5 @@
-"""Progress of long work: a bar on a terminal, and elsewhere, as in a log file, a line a minute with an estimate."""
+"""Progress of long work: a bar on a terminal or in a notebook, and elsewhere, as in a log file, a line a minute with an
+estimate."""
 
 import sys
 import time
@@ -50,6 +51,11 @@ class Lines:
         self.close()
 
 
+def _is_watched() -> bool:
+    """Whether standard error is a terminal, or what a notebook shows of it, which draws a bar anew as well."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
 def progress(
     description: str,
     iterable: Any = None,
@@ -60,7 +66,7 @@ def progress(
 ) -> Any:
     """Progress through `iterable`, or by `update`, to `total`, its length by default; `hidden`: nothing is shown."""
     total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
-    if hidden or sys.stderr.isatty():
+    if hidden or _is_watched():
         scale: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
         return tqdm(iterable, description, total, unit=unit, initial=initial, disable=hidden, mininterval=1, **scale)
     return Lines(iterable, total, initial, description, unit)

@@ -1,5 +1,6 @@
 """Progress on a terminal and in a log."""
 
+import io
 import re
 import sys
 
@@ -43,3 +44,13 @@ def test_on_a_terminal_there_is_a_bar_and_in_other_processes_nothing(monkeypatch
         assert list(bar) == [1, 2]
     with progress("x", total=5, hidden=True) as bar:
         assert bar.disable
+
+
+def test_in_a_notebook_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error is no terminal there, but what is written over is shown as such."""
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress("sampling", total=5) as bar:
+        assert isinstance(bar, tqdm)
+        bar.update(5)
+    assert "sampling: 100%" in stream.getvalue()
