@@ -51,10 +51,14 @@ def study_group() -> None:
 
 @study_group.command("list")
 def study_list() -> None:
-    """All studies and what each is for; `*` marks the active one. `repro cost NAME` says what one takes."""
+    """All studies, what each is for and what it takes; `*` marks the active one. `repro cost NAME` has the hours."""
     active = studies.load().study if studies.PARAMS.exists() else None
     for name in studies.available():
-        click.echo(f"{'*' if name == active else ' '} {name:16} {studies.purpose(name)}")
+        try:
+            takes = cost.brief(studies.named(name))
+        except InputError as err:
+            takes = f"cannot be read: {err}"
+        click.echo(f"{'*' if name == active else ' '} {name:16} {studies.purpose(name)}\n{'':18} {on_one_line(takes)}")
 
 
 @study_group.command("new")

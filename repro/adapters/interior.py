@@ -46,7 +46,9 @@ class SelfAttention:
             y = layer(y)
         if len(shape) == 4:
             y = y.transpose(1, 2).reshape(shape)
-        return ((y + residual) if module.residual_connection else y) / module.rescale_output_factor  # type: ignore[no-any-return]
+        y = y + residual if module.residual_connection else y
+        scaled: Tensor = y / module.rescale_output_factor
+        return scaled
 
 
 def network_of(adapted: object) -> nn.Module | None:

@@ -67,8 +67,12 @@ class Solver:
         """The same with the range of noise levels that the network was made for, where it has one and none is said."""
         if self.schedule is not None:
             return self
-        own = {name: getattr(network, name, None) for name in ("sigma_min", "sigma_max")}
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+        low, high = (getattr(network, name, None) for name in ("sigma_min", "sigma_max"))
+        return replace(
+            self,
+            sigma_min=low if self.sigma_min is None else self.sigma_min,
+            sigma_max=high if self.sigma_max is None else self.sigma_max,
+        )
 
     @property
     def span(self) -> tuple[float, float]:
@@ -150,9 +154,9 @@ class Pair:
 
         Networks count as what they are, not by name, and fields at their defaults do not count.
         """
-        others = [replace(other, guide="") for other in self.configuration.guided.other_guides]
-        named = {"main": self.main_sha256, "guide": self.guide_sha256, "other_guides": others}
-        guided = replace(self.configuration.guided, **named)
+        guided = self.configuration.guided
+        others = [replace(other, guide="") for other in guided.other_guides]
+        guided = replace(guided, main=self.main_sha256, guide=self.guide_sha256, other_guides=others)
         decides = facts(replace(self.configuration, guided=guided)) | {"device": self.device.type}
         return hashlib.sha256(json.dumps(decides | numerics("sampling"), sort_keys=True).encode()).hexdigest()
 

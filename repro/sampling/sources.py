@@ -74,7 +74,8 @@ def load_network(source: str, device: torch.device, models: Mapping[str, Model] 
 def _named(source: str) -> Model | None:
     """The model that a source is by its form; None: it is a network file."""
     if source.startswith("{"):
-        return build(Model, parse_yaml(source, "the network: "), "the network")  # type: ignore[no-any-return]
+        model: Model = build(Model, parse_yaml(source, "the network: "), "the network")
+        return model
     if Path(source).suffix not in SUFFIXES and ":" in source:
         return Model(code=source)
     return Model(diffusers=source) if os.path.isdir(source) else None  # which takes any text

@@ -271,6 +271,26 @@ def check_number(name: str, value: float | None, least: float = 0.0) -> None:
         raise InputError(f"{name} is {value}, expected a finite number above {least:g}")
 
 
+def brief(study: Study) -> str:
+    """What a study takes, by what it names alone: images that it samples, files that it fetches, training runs."""
+    counts = {
+        "images": sum(_images(study)),
+        "files to fetch": sum(len(item.files()) for item in study.networks.values()),
+        "training runs": len(study.train),
+        "2D examples": len(study.toy),
+    }
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count) or "makes nothing"
+
+
+def _images(study: Study) -> Iterator[int]:
+    """How many are sampled of every configuration, at every place of a curve, and to look for settings."""
+    for item in (*study.sampled.values(), *study.sweeps.values()):
+        places = len(item.values) if isinstance(item, Sweep) else 1
+        yield places * sum(len(parse_seeds(block)) for block in item.seeds)
+    if study.tuning is not None:
+        yield len(study.tuned) * study.tuning.trials * len(parse_seeds(study.tuning.seeds))
+
+
 def _short(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 21]}…{text[-20:]}"
 

@@ -182,3 +182,10 @@ def test_without_images_a_study_needs_little_disk() -> None:
     assert disk[1] == pytest.approx(1_050_000 * 12_288 / 1e9)
     assert {"png", "decoding"} <= {*tables[0].parts["part"]}
     assert not {"png", "decoding"} & {*tables[1].parts["part"]}
+
+
+def test_what_a_study_takes_is_said_without_counting_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(cost, "shape_of")
+    assert cost.brief(load("edm2")) == "images 5,400,000, files to fetch 51"  # 36 x 150,000
+    said = cost.brief(load("default"))
+    assert said == "images 27,648, training runs 3, 2D examples 1"  # 6 x 3,072 of tables, 18 x 512 of curves
