@@ -1,6 +1,7 @@
 """docs/guidance.md names everything that a study can say of guidance, and its example is one that a study takes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from repro.degradations import DEGRADATIONS
 from repro.guidance import RAMPS, RULES
 from repro.strict import build
-from repro.study.schema import Generate
+from repro.study.schema import Blended, Generate
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "guidance.md").read_text()
 
@@ -27,3 +28,13 @@ def test_it_has_every_name() -> None:
     assert degradations == [n for n, kind in DEGRADATIONS.items() if kind.apply.__module__ == "repro.degradations"]
     assert rules == [name for name, rule in RULES.items() if rule.__module__ == "repro.guidance"]
     assert all(f"`{ramp}`" in PAGE for ramp in RAMPS)
+
+
+def test_its_blend_is_one_of_two_guides() -> None:
+    """w_c = alpha (w - 1) + 1 and w_u = (1 - alpha)(w - 1) + 1 (arXiv:2406.02507 appendix B.2)."""
+    example = yaml.safe_load(PAGE.split("```yaml\n")[2].split("```")[0])
+    (blend,) = build(dict[str, Blended], example["blends"]).values()
+    ((key, found),) = build(dict[str, Generate], example["generate"]).items()
+    assert found.guided.guide == f"{next(iter(example['blends']))}/blend.json"
+    guided = replace(found.guided, guide=blend.guide, other_guides=[blend.as_other])
+    assert (key, guided.weights) == ("mine-both-guided", [1.5, 1.5])
