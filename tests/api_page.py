@@ -12,7 +12,7 @@ PUBLIC = {
     "repro.adapters": ("from_diffusers", "from_epsilon", "from_v", "from_x0", "from_flow", "null_class"),
     "repro.adapters.parameterisations": ("Adapted", "VariancePreserving", "Flow"),
     "repro.degradations": ("degrade", "seed_degradations", "DEGRADATIONS"),
-    "repro.guidance": ("combine", "guided_steps", "step_weights", "apg", "rescaled", "RULES", "RAMPS"),
+    "repro.guidance": ("combine", "Blend", "guided_steps", "step_weights", "apg", "rescaled", "RULES", "RAMPS"),
     "repro.schedules": ("edm", "optimal", "grid_levels", "step_errors", "cheapest"),
     "repro.sampler": ("sample", "draw_inputs", "SeedStreams"),
     "repro.networks": ("Denoiser", "Precond"),
