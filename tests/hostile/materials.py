@@ -124,10 +124,13 @@ def study() -> dict[str, object]:
         "images": {},
         "train": {"mini-main-run": training("mini-main"), "mini-guide-run": training("mini-guide")},
         "networks": {},
-        "models": {},
+        "models": {"mini-own": {"code": "mymodels:load", "arguments": {"scale": 1}, "path": "main.pkl"}},
         "reconstruct": {
             "mini-main": {"source": "mini-main-run", "kimg": 2, "ema_stds": [0.1]},
             "mini-guide": {"source": "mini-guide-run", "kimg": 1, "ema_stds": [0.15]},
+        },
+        "blends": {
+            "mini-both": {"guide": guide, "other": main, "share": 0.5, "other_degradations": {"input_noise": 0.1}}
         },
         "sampler": {"num_steps": 4, "batch_size": 32, "rho": 7.0},
         "shards": {"size": 64},
