@@ -248,20 +248,36 @@ def detect(
     """The loop behind all features: batches of uint8 images [H, W, C] -> [N, D] float32 under every detector.
 
     Images of equal size within a batch share a call. `where` names them in the error when a detector gives NaN or
-    infinity; `bar` is told of every batch.
+    infinity; `bar` is told of every batch. A GPU works on a batch while the next one is put together and sent.
     """
     parts: dict[str, list[Array]] = {name: [] for name in detectors}
+
+    def keep(count: int, made: Mapping[str, list[tuple[list[int], torch.Tensor]]]) -> None:
+        for name, groups in made.items():
+            features = np.empty((count, detectors[name].dim), np.float32)
+            for members, found in groups:
+                features[members] = found.cpu().numpy()
+            check_features(name, features, where)
+            parts[name].append(features)
+        if bar is not None:
+            bar.update(count)
+
+    before: tuple[int, dict[str, list[tuple[list[int], torch.Tensor]]]] | None = None
     for pixels in batches:
         shapes = dict.fromkeys(image.shape for image in pixels)
         groups = [[i for i, image in enumerate(pixels) if image.shape == shape] for shape in shapes]
         stacks = [torch.from_numpy(np.stack([pixels[i] for i in g])).permute(0, 3, 1, 2) for g in groups]
-        for name, detector in detectors.items():
-            features = np.empty((len(pixels), detector.dim), np.float32)
-            for members, stack in zip(groups, stacks, strict=True):
-                features[members] = detector(stack).cpu().numpy()
-            if not np.isfinite(features).all():
-                raise InputError(f"detector '{name}' gave NaN or infinity for {where or 'an image'}; check its weights")
-            parts[name].append(features)
-        if bar is not None:
-            bar.update(len(pixels))
+        pairs = list(zip(groups, stacks, strict=True))
+        made = {name: [(members, detector(x)) for members, x in pairs] for name, detector in detectors.items()}
+        if before is not None:
+            keep(*before)
+        before = len(pixels), made
+    if before is not None:
+        keep(*before)
     return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def check_features(name: str, features: Array, where: str = "") -> None:
+    """Raise InputError where detector `name` gave NaN or infinity for `where`."""
+    if not np.isfinite(features).all():
+        raise InputError(f"detector '{name}' gave NaN or infinity for {where or 'an image'}; check its weights")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detectors.network import Network, check_tensors
+from metrics.detectors.network import Network, check_tensors, sent
 from metrics.files import InputError
 
 SIZE = 224
@@ -67,7 +67,7 @@ class DINOv2(Network):
         self.parameters = {key: value.to(self.device, dtype) for key, value in state.items()}
 
     def _prepared(self, images: Tensor) -> Tensor:
-        x = (resize_pil(images, SIZE) if self.resize == "pil" else images).to(self.device, self.dtype)
+        x = sent(resize_pil(images, SIZE) if self.resize == "pil" else images, self.device, self.dtype)
         if x.shape[2:] != (SIZE, SIZE):
             x = F.interpolate(x, size=(SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True)
         mean, std = (torch.tensor(v, dtype=self.dtype, device=self.device)[:, None, None] for v in (MEAN, STD))

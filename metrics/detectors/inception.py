@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.detectors.network import Network, check_tensors
+from metrics.detectors.network import Network, check_tensors, sent
 from metrics.detectors.weights import WEIGHTS
 from metrics.files import InputError, explained
 from metrics.precision import full_precision
@@ -108,7 +108,7 @@ class InceptionV3(Network):
             return features.to(self.device, self.dtype) @ self.classifier.T
 
     def _prepared(self, images: Tensor) -> Tensor:
-        x = resize_tf1(images.to(self.device, self.dtype), SIZE)
+        x = resize_tf1(sent(images, self.device, self.dtype), SIZE)
         return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
     def _features(self, x: Tensor) -> Tensor:

@@ -39,6 +39,13 @@ class Network:
             return self._pieces(lambda piece: self._features(self._prepared(piece)), images)
 
 
+def sent(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Images on the device in its arithmetic's type; to a GPU they go as bytes, while it still works on others."""
+    if device.type == "cuda" and images.device.type == "cpu":
+        images = images.pin_memory().to(device, non_blocking=True)
+    return images.to(device, dtype)
+
+
 def check_tensors(state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], name: str) -> None:
     """Raises InputError unless the tensors of `state`, the weights of `name`, have these shapes and are finite."""
     for key, shape in shapes.items():
