@@ -1,9 +1,10 @@
 """From images or features to measured values: what the command line, pipelines and training loops call.
 
-results = evaluate("samples/", "img512")                              # files
-evaluator = Evaluator("img512")                                       # inside a training loop
-evaluator.add(batch)                                                  # uint8 [N, 3, H, W], any number of times
-values = {m.metric: m.value for m in evaluator.result()}
+results = evaluate("samples/", "img512", metrics=("fid", "kid"))      # files
+results = evaluate(images, "img512")                                  # uint8 [N, 3, H, W], or a loader, a generator
+values = {m.metric: m.value for m in results.measurements}
+
+`metrics.evaluator` is for training loops.
 """
 
 import os
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from metrics import distributed, features, images, references, sizes
+from metrics import distributed, features, images, references, sizes, streams
 from metrics.detectors import DETECTORS, Detector, load
 from metrics.detectors.weights import NETWORKS
 from metrics.files import InputError, sha256_file
 from metrics.frechet import check_paired, frechet_distance, paired_difference
+from metrics.images import NAME, is_array
 from metrics.measure import METRICS, Options, cautions, check_beside, check_reference, measure, said
 from metrics.names import space
 from metrics.references import Reference
@@ -28,8 +30,9 @@ from metrics.results import Failure, Measurement, Results, environment, version
 from metrics.sides import Side, plan
 from metrics.statistics import ESSENTIAL
 
-#: What holds one image set.
-Paths = str | Path | Sequence[str]
+#: What holds one image set: paths; an array or tensor; whatever `metrics.images.batches` goes through; or features.
+Paths = str | Path | Sequence[str | Path]
+Images = Any
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,24 @@ class Extractor:
         weights = {x: self.weights.get(x, self.weights.get(NETWORKS.get(x, x))) for x in self.names}
         return {x: load(x, weights[x], device, **self.settings.get(x, {})) for x in self.names}
 
-    def open(self, source: Paths, num: int | None = None, seed: int | None = None) -> Side:
-        """An image set (anything `open_images` reads, or a list of such) or a feature file, with no image decoded.
+    def open(self, source: Images, num: int | None = None, seed: int | None = None) -> Side:
+        """An image set (see `evaluate`) or a feature file, with no image decoded; but of batches the features are made.
 
         Takes `num` images, at random when a seed is given, else the first in sorted order; of features, which need no
         image for it, the same ones.
         """
+        if isinstance(source, Reference):
+            if num is not None:
+                raise InputError(f"{source.source}: a subset is taken of images or files, not of what was read before")
+            return Side(source.source, kept=source.check(self.names))
+        if images.is_array(source):
+            held = images.open_array(source)
+            return Side(images.NAME, held if num is None else held.subset(num, seed))
+        if not _is_paths(source):
+            if seed is not None:
+                raise InputError("batches have no random subset; give an array or a path, or take the first ones")
+            found = streams.extract(images.batches(source, self.batch_size, num), self.detectors)
+            return Side(images.NAME, kept=found)
         paths = _listed(source)
         name = ", ".join(paths)
         if len(paths) != 1 or not references.holds_features(Path(name)):
@@ -78,13 +93,13 @@ class Extractor:
         found = Reference(name, sha256_file(name), features=kept, warnings=notes)
         return Side(name, kept=found.check(self.names))
 
-    def open_reference(self, source: Paths | Reference, options: Options | None = None) -> Side:
+    def open_reference(self, source: Images, options: Options | None = None) -> Side:
         """A statistics file, a published name, a feature file, or images; or a reference at hand.
 
         Images that lie beside statistics serve where the options may want features.
         """
         if not isinstance(source, Reference):
-            paths = _listed(source)
+            paths = _listed(source) if _is_paths(source) else []
             found = references.load(paths[0]) if len(paths) == 1 else None
             if found is None:
                 return self.open(source)
@@ -105,11 +120,11 @@ class Extractor:
             return replace(side.kept, features=tagged, warnings=[*side.kept.warnings, *side.images.warnings])
         return Reference(side.name, side.images.digest, features=tagged, warnings=side.images.warnings)
 
-    def read(self, source: Paths, num: int | None = None, seed: int | None = None) -> Reference:
+    def read(self, source: Images, num: int | None = None, seed: int | None = None) -> Reference:
         """Features of what `open` opens."""
         return self.extract(self.open(source, num, seed))
 
-    def reference(self, source: Paths | Reference, options: Options | None = None) -> Reference:
+    def reference(self, source: Images, options: Options | None = None) -> Reference:
         """What `open_reference` opens, read; InputError when it cannot give what the options ask of these detectors."""
         options = options or Options()
         return check_reference(self.extract(self.open_reference(source, options)), self.names, options)
@@ -119,9 +134,23 @@ def _listed(source: Paths) -> list[str]:
     return [str(source)] if isinstance(source, str | Path) else [str(path) for path in source]
 
 
+def _is_paths(source: Images) -> bool:
+    return isinstance(source, str | Path) or (
+        isinstance(source, list | tuple) and all(isinstance(path, str | Path) for path in source)
+    )
+
+
+def settled(
+    detectors: Sequence[str], metrics: Sequence[str], extractor: Extractor | None, options: Options | None
+) -> tuple[Extractor, Options]:
+    """The extractor and options that are meant, see `evaluate`."""
+    options = (options or Options(tuple(metrics))).bound(extractor.names if extractor else detectors)
+    return extractor or Extractor(options.detectors), options
+
+
 def evaluate(
-    images: Paths,
-    reference: Paths | Reference,
+    images: Images,
+    reference: Images,
     detectors: Sequence[str] = ("inception",),
     metrics: Sequence[str] = ("fd",),
     *,
@@ -138,7 +167,9 @@ def evaluate(
     values, the others empty results.
 
     Args:
-        images: folder, zip, tar, npz, or a file of features; or a list of such, measured as one set.
+        images: folder, zip, tar, npz, or a file of features; or a list of such, measured as one set; or a tensor uint8
+            [N, 3, H, W] or an array [N, H, W, 3], the same in every process; or a loader, a generator or a list that
+            gives such batches or single images, with labels behind them or not, of which each process gives its share.
         reference: the same, a statistics file, or a published name such as img512.
         detectors: names of `metrics.detectors.DETECTORS`, in whose features metrics that name no detector are
             measured; or an `extractor` of them with weights, device, cache.
@@ -149,21 +180,27 @@ def evaluate(
 
     Raises InputError when something cannot be read, found or measured.
     """
-    options = (options or Options(tuple(metrics))).bound(extractor.names if extractor else detectors)
-    extractor = extractor or Extractor(options.detectors)
-    beside = {role: paths for role, paths in (("train", train), ("test", test)) if paths is not None}
+    extractor, options = settled(detectors, metrics, extractor, options)
+    beside: dict[str, Images] = {role: paths for role, paths in (("train", train), ("test", test)) if paths is not None}
+    if not (_is_paths(images) or is_array(images) or isinstance(images, Reference)):
+        # Batches are made only once, so what speaks against measuring them is looked for first.
+        target = extractor.open_reference(reference, options)
+        check_beside(beside, options)
+        others = {role: extractor.open(paths) for role, paths in beside.items()}
+        plan(Side(NAME), target, options.detectors, options, extractor.detectors, others)
+        reference, beside = extractor.extract(target), {role: extractor.extract(side) for role, side in others.items()}
     return evaluate_sets([images], reference, extractor, options, num, seed, beside=beside)
 
 
 def evaluate_sets(
-    sets: Sequence[Paths],
-    reference: Paths | Reference,
+    sets: Sequence[Images],
+    reference: Images,
     extractor: Extractor,
     options: Options,
     num: int | None = None,
     seed: int | None = None,
     strict_size: bool = False,
-    beside: Mapping[str, Paths] | None = None,
+    beside: Mapping[str, Images] | None = None,
 ) -> Results:
     """Measure several image sets against one reference, as `evaluate` does one; with `num` and `seed` so many of each.
 
@@ -218,9 +255,9 @@ def evaluate_sets(
 
 def compare(
     extractor: Extractor,
-    first: Paths,
-    second: Paths,
-    reference: Paths | Reference,
+    first: Images,
+    second: Images,
+    reference: Images,
     num_blocks: int = 10,
     strict_size: bool = False,
 ) -> Results:
@@ -265,35 +302,6 @@ def compare(
         for key, value in ((x, side.source), (f"{x}_digest", side.digest), (f"{x}_size", _written(opened[x])))
     }
     return replace(results, facts=facts | results.facts)
-
-
-class Evaluator:
-    """Metrics of images that are fed batch by batch, for training loops; one process or several alike."""
-
-    def __init__(
-        self, reference: Paths | Reference, extractor: Extractor | None = None, options: Options | None = None
-    ) -> None:
-        self.extractor, self.options = extractor or Extractor(), options or Options()
-        self.reference = self.extractor.reference(reference, self.options)
-        self.parts: dict[str, list[np.ndarray]] = {name: [] for name in self.extractor.names}
-
-    def add(self, batch: torch.Tensor) -> None:
-        """Add uint8 images [N, 3, H, W]."""
-        for name, detector in self.extractor.detectors.items():
-            self.parts[name].append(detector(batch).cpu().numpy())
-
-    def result(self) -> list[Measurement]:
-        """Metrics of everything added since the start, in all processes together; empty but in the first."""
-        found: list[Measurement] = []
-        for name, parts in self.parts.items():
-            detector, rank = self.extractor.detectors[name], distributed.rank()
-            own = [len(part) for part in parts]
-            counts = distributed.all_reduce_sum(sum(own) * np.eye(distributed.world_size())[rank])
-            ends = np.cumsum(own, dtype=int) + int(counts[:rank].sum())
-            held = {range(end - len(part), end): part for end, part in zip(ends.tolist(), parts, strict=True)}
-            sample = features.FeatureSet(int(counts.sum()), detector.dim, held, dict(detector.tags), shared=True)
-            found += measure(name, sample, self.reference, self.options, detector)
-        return found
 
 
 def _written(side: Side) -> str:

@@ -7,7 +7,7 @@ from metrics.detectors import Detector
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.images import ImageSet
-from metrics.measure import Options, Prospect, refusals
+from metrics.measure import MOST, Options, Prospect, refusals
 from metrics.references import Reference
 from metrics.sizes import TAG, Extent
 from metrics.statistics import Statistics, Tag, check_tags
@@ -18,6 +18,7 @@ class Side:
     """Images of which features are to be made, or what is kept of some: features, or for a reference statistics.
 
     A reference may have both: statistics of all images, and some of the images, for what statistics are not enough for.
+    Neither of them: images that come batch by batch, of which nothing is known.
     """
 
     name: str
@@ -25,9 +26,11 @@ class Side:
     kept: Reference | None = None
 
     def count(self, detector: str) -> int:
-        """How many images, unusable ones among them; 0 where a file does not say."""
+        """How many images, unusable ones among them; 0 where a file does not say; of images to come, the most."""
         if self.images is not None:
             return self.images.candidates
+        if self.kept is None:
+            return MOST
         found = self._kept(detector)
         return found.num_images
 

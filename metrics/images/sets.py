@@ -121,6 +121,7 @@ class ImageSet:
         Raises InputError naming an image that passed the check and yet cannot be decoded.
         """
         workers = _workers(spare=1) if num_workers is None else num_workers
+        workers = 0 if self._in_memory else workers
         items = self._checked[0]
         for results in _in_parallel(_Reader(self._sources, use), [items[list(batch)] for batch in batches], workers):
             for result in results:
@@ -133,9 +134,10 @@ class ImageSet:
         """Usable items [N, 2] as (source, entry), what was found of each, and what is wrong with the others."""
         rank, world = distributed.rank(), distributed.world_size()
         shares = [self._items[i : i + CHECK_BATCH] for i in range(0, len(self._items), CHECK_BATCH)]
+        workers = 0 if self._in_memory else _workers()
         mine, total = list[list[Any]](), sum(map(len, shares[rank::world]))
         with progress("check of the images", total=total, hidden=rank > 0) as bar:
-            for checked in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], _workers()):
+            for checked in _in_parallel(_Reader(self._sources, inspect), shares[rank::world], workers):
                 mine.append(checked)
                 bar.update(len(checked))
         everyone = distributed.all_gather(mine)
@@ -156,6 +158,10 @@ class ImageSet:
     def skipped(self) -> list[str]:
         """Images that cannot be used, each with the reason; always empty without `skip_bad`."""
         return self._checked[2]
+
+    @property
+    def _in_memory(self) -> bool:
+        return all(source.in_memory for source in self._sources)
 
     @property
     def _where(self) -> str:

@@ -44,6 +44,8 @@ class Source:
         others: how many of these are images of formats that are not read.
     """
 
+    #: Whether there is nothing to read or decode.
+    in_memory = False
     #: The bytes of a file, by its path inside.
     _content: Callable[[str], bytes]
 

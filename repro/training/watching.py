@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from metrics import distributed
-from metrics.evaluation import Evaluator, Extractor
+from metrics.evaluation import Extractor
+from metrics.evaluator import Evaluator
 from metrics.files import atomic_write, explained
 from repro.data import ImageDataset
 from repro.encoders import StabilityVAEEncoder
@@ -52,7 +53,7 @@ def train_watched(
     """Train on an archive of pixels or latents, watched.
 
     `vae` decodes latents; `expected` is the data's resolution and channels that the recipe was made for, a difference
-    is said. Raises InputError as `train`, `repro.data.ImageDataset` and `metrics.evaluation.Evaluator` do.
+    is said. Raises InputError as `train`, `repro.data.ImageDataset` and `metrics.Evaluator` do.
     """
     dataset = ImageDataset(source)
     if dataset.dtype != "uint8":
@@ -104,11 +105,11 @@ class Evaluation:
         """Evaluate a snapshot where it is due, under torchrun in shares; the lines, in the first process only."""
         if nimg % self.watch.every_nimg:
             return []
-        evaluator = Evaluator(self.reference, self.extractor)
+        evaluator = Evaluator(self.reference, extractor=self.extractor)
         rank, world, count = distributed.rank(), distributed.world_size(), self.watch.num_images
         mine = [seed for seed in range(count) if seed // SOLVER.batch_size % world == rank]  # whole batches
         for images in samples(network, mine, self.device):
-            evaluator.add(images.expand(-1, 3, -1, -1))
+            evaluator.update(images.expand(-1, 3, -1, -1))
         facts = {"nimg": nimg, "network": network.name, "num_images": count}
         lines = [facts | {"metric": m.metric, "detector": m.detector, "value": m.value} for m in evaluator.result()]
         if rank == 0:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from metrics import detectors, features, references
 from metrics.adm import adm_precision_recall
-from metrics.evaluation import Evaluator, Extractor, compare, evaluate
+from metrics.evaluation import Extractor, compare, evaluate
+from metrics.evaluator import Evaluator
 from metrics.features import FeatureSet
 from metrics.files import InputError
 from metrics.frechet import frechet_distance, frechet_with_error
@@ -223,9 +224,9 @@ def test_csv_and_json_carry_tags_digests_and_versions(pair: tuple[Path, Path, np
 def test_batches_fed_in_a_training_loop_give_the_value_of_the_whole(tmp_path: Path) -> None:
     real, y = feature_file(tmp_path / "real.npz")
     batches = [torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8) for n in (16, 16, 5)]
-    evaluator = Evaluator(real, EXTRACTOR, Options(("fd", "precision_recall")))
+    evaluator = Evaluator(real, extractor=EXTRACTOR, options=Options(("fd", "precision_recall")))
     for batch in batches:
-        evaluator.add(batch)
+        evaluator.update(batch)
     x = Planes()(torch.cat(batches)).numpy()
     found = values(evaluator.result())
     assert found["fd_planes", "all"] == pytest.approx(frechet_distance(from_features(x), from_features(y)), rel=1e-9)
