@@ -91,6 +91,6 @@ $(STAMP): pyproject.toml requirements.lock requirements-torch.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements-torch.lock $(TORCH)
-	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable ".[pipeline]"
 	$(VENV)/bin/python -m pip check
 	touch $@

@@ -1,5 +1,6 @@
 """The edges of both command lines: what goes wrong inside ends in one line and an exit code; outputs cost nothing."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -8,12 +9,13 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from metrics.errors import lacking
 from metrics.files import InputError, explained, folder_lock, on_one_line, write_text
 from metrics.results import version
 
@@ -25,6 +27,18 @@ INCOMPLETE = 3
 
 #: Of both command lines.
 show_version = click.version_option(version(), prog_name="autoguidance-repro", message="%(prog)s %(version)s")
+
+
+@contextlib.contextmanager
+def imports(program: str) -> Iterator[None]:
+    """Make an import that lacks something end the program as `run` does, with a line that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        if not (said := lacking(err)):
+            raise
+        click.echo(f"{program}: error: {said}", err=True)
+        raise SystemExit(2) from None
 
 
 def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +63,8 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
         if "REPRO_DEBUG" in os.environ:
             raise
         code, said = 70, f"unexpected {type(err).__name__} ({err}); please report it, with what REPRO_DEBUG=1 shows"
+        if isinstance(err, ModuleNotFoundError) and (missing := lacking(err)):
+            code, said = 2, missing
     click.echo(f"{program}: error: {on_one_line(said)}", err=True)
     return code
 

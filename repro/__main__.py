@@ -10,25 +10,27 @@ from metrics import command_line, distributed
 from metrics.documents import parse_yaml
 from metrics.files import InputError, nearest, on_one_line
 from metrics.registry import load_plugins
-from repro import doctor, ema, search, snapshots
-from repro import study as studies
-from repro.data import archives
-from repro.encoders import StabilityVAEEncoder
-from repro.guidance import RAMPS, RULES, Guided
-from repro.pipeline import cleaning, looking
-from repro.pipeline.acquire import everything, obtain
-from repro.pipeline.stages import STAGES, placed, relaunch
-from repro.pixels import image_grid, write_png
-from repro.preflight import CHECKS, preflight
-from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Solver, load_pair
-from repro.sampling.scheduling import Choice, find_schedules, read_schedule
-from repro.sampling.shards import generate, read_shard
-from repro.strict import build, load, settings
-from repro.study import cost, presets
-from repro.study.rates import Rates, Record, read_record
-from repro.training import recipes
-from repro.training.watching import Watch, train_watched
-from repro.verdicts import check, measures, verify
+
+with command_line.imports("repro"):  # it needs the extra `pipeline`
+    from repro import doctor, ema, search, snapshots
+    from repro import study as studies
+    from repro.data import archives
+    from repro.encoders import StabilityVAEEncoder
+    from repro.guidance import RAMPS, RULES, Guided
+    from repro.pipeline import cleaning, looking
+    from repro.pipeline.acquire import everything, obtain
+    from repro.pipeline.stages import STAGES, placed, relaunch
+    from repro.pixels import image_grid, write_png
+    from repro.preflight import CHECKS, preflight
+    from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Solver, load_pair
+    from repro.sampling.scheduling import Choice, find_schedules, read_schedule
+    from repro.sampling.shards import generate, read_shard
+    from repro.strict import build, load, settings
+    from repro.study import cost, presets
+    from repro.study.rates import Rates, Record, read_record
+    from repro.training import recipes
+    from repro.training.watching import Watch, train_watched
+    from repro.verdicts import check, measures, verify
 
 Texts = tuple[str, ...]  # of a repeatable option
 PATH = click.Path(path_type=Path)
