@@ -1,5 +1,6 @@
-"""Kernel Inception distance: the unbiased squared MMD under a cubic kernel (Binkowski et al. 2018,
-arXiv:1801.01401), k(x, y) = (x.y / D + 1)^3, averaged over random subsets.
+"""Kernel Inception distance (Binkowski et al. 2018, arXiv:1801.01401).
+
+The unbiased squared MMD under a cubic kernel, k(x, y) = (x.y / D + 1)^3, averaged over random subsets.
 """
 
 import numpy as np

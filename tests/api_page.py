@@ -24,7 +24,7 @@ PUBLIC = {
     ),
     "repro.training": ("EDM2Loss", "learning_rate"),
     "repro.data": ("center_crop_dhariwal",),
-    "metrics": ("evaluate", "evaluate_sets"),
+    "metrics": ("evaluate", "evaluate_sets", "compare", "Evaluator", "Extractor", "Options"),
     "metrics.detectors": ("load",),
     "metrics.statistics": ("Moments", "Statistics", "load", "save"),
     "metrics.vendi": ("vendi_score",),
@@ -32,6 +32,8 @@ PUBLIC = {
     "metrics.adm": ("adm_precision_recall",),
     "metrics.neighbours": ("neighbour_metrics", "nearest"),
     "metrics.frechet": ("frechet_distance", "frechet_with_error", "paired_difference", "fd_infinity"),
+    "metrics.kernel": ("kernel_distance", "unbiased_mmd2"),
+    "metrics.neighbours": ("neighbour_metrics",),
 }
 
 
