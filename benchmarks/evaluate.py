@@ -28,7 +28,7 @@ from metrics.evaluation import Extractor, evaluate
 from metrics.references import Reference
 from metrics.statistics import Statistics
 
-COUNT, SIZE, BATCH = 512, 64, 64
+COUNT, SIZE, BATCH = 256, 64, 64
 DIM = 2048
 SETS, DISTINCT = (5_000, 50_000), 500
 SUBSET = 10_000

@@ -15,9 +15,7 @@ from metrics.images.decoding import MODES
 from metrics.images.sets import ImageSet
 from metrics.images.sources import Source
 
-EXPECTED = (
-    "expected uint8 with values to 255: a tensor [N, 3, H, W], or an array [N, H, W, 3], grey ones with 1 channel"
-)
+EXPECTED = "expected uint8, 0 to 255: a tensor [N, 3, H, W], or an array [N, H, W, 3], grey with 1 channel"
 NAME = "the images given"
 
 
@@ -69,13 +67,13 @@ def as_tensor(images: Any) -> Tensor:
 def batches(images: Any, most: int, num: int | None = None) -> Iterator[Tensor]:
     """Batches uint8 [n, 3, H, W] of at most `most` images, in order, of an array or tensor, or of anything to iterate.
 
-    With `num` the first so many images are taken, and not one more is asked for than that needs; InputError where there
-    are fewer.
-
     That may give batches, single images ([H, W, C] arrays, [C, H, W] tensors, PIL's), or either with something behind
     it in a tuple or list, such as labels, as data sets and loaders do. Single images are put together where they are
-    of one size. Raises InputError for anything else.
+    of one size. With `num` the first so many are taken, and no batch is asked for behind them. Raises InputError where
+    there are fewer, and for anything else.
     """
+    if num is not None and num < 1:
+        raise InputError(f"{NAME}: {num} of them cannot be taken; take at least 2")
     taken = 0
     for batch in _batches(images, most):
         batch = batch if num is None else batch[: num - taken]
@@ -106,15 +104,10 @@ def _batches(images: Any, most: int) -> Iterator[Tensor]:
 
 def _items(images: Any) -> Iterator[Any]:
     """What there is to iterate, labels apart."""
-    if isinstance(images, Iterable) and not isinstance(images, str | bytes | Mapping):
-        items: Iterable[Any] = images
-    elif (
-        hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Iterable)
-    ):  # a data set
-        items = (images[index] for index in range(len(images)))
-    else:
+    is_dataset = not isinstance(images, Iterable) and hasattr(images, "__getitem__") and hasattr(images, "__len__")
+    if isinstance(images, str | bytes | Mapping) or not (is_dataset or isinstance(images, Iterable)):
         raise InputError(f"{NAME} are {type(images)}, {EXPECTED}, or something that gives such")
-    for item in items:
+    for item in (images[index] for index in range(len(images))) if is_dataset else images:
         yield from _without_labels(item)
 
 

@@ -128,6 +128,8 @@ def test_a_subset_of_an_array_is_that_of_files_and_of_batches_the_first_ones(tmp
     assert asked == [0, 10, 20]  # not one more than it needs
     with pytest.raises(InputError, match="no random subset"):
         evaluate(counted(), real, num=25, seed=1, **WANTED)
+    with pytest.raises(InputError, match="at least 2"):
+        evaluate(counted(), real, num=0, **WANTED)
     with pytest.raises(InputError, match="are 50, so 60 cannot be taken"):
         evaluate(counted(), real, num=60, **WANTED)
 
@@ -135,7 +137,7 @@ def test_a_subset_of_an_array_is_that_of_files_and_of_batches_the_first_ones(tmp
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        (FAKE.float() / 255, r"float32 \[50, 3, 8, 8\], expected uint8 .* of floats to 1"),
+        (FAKE.float() / 255, r"float32 \[50, 3, 8, 8\], expected uint8.* of floats to 1"),
         (channels_last(FAKE).transpose(0, 3, 1, 2), r"an array \[50, 3, 8, 8\], expected"),
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"a tensor \[0, 3, 8, 8\]"),
         ([FAKE[0], FAKE[1].int()], r"int32 \[1, 3, 8, 8\]"),
@@ -227,7 +229,7 @@ def test_a_batch_is_kept_only_when_the_next_one_is_under_way() -> None:
     batches = [[np.full((4, 4, 3), i, np.uint8)] * (i + 1) for i in range(3)]
     made = features.detect(batches, {"corners": Told()}, bar=Bar())["corners"]
     assert order == ["sent 0", "sent 1", "kept 1", "sent 2", "kept 2", "kept 3"]
-    assert made[:, 0].tolist() == [0, 1, 1, 2, 2, 2]
+    assert (256 * made[:, 0]).tolist() == [0, 1, 1, 2, 2, 2]
 
 
 WORKER = """
@@ -256,6 +258,7 @@ with open(f"{{rank}}.txt", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_feed_a_share_each_get_the_values_of_one(
     tmp_path: Path, from_files: dict[str, float]
 ) -> None:
