@@ -14,6 +14,8 @@ import torch
 from metrics.files import InputError
 from metrics.statistics import Features, Moments, Statistics, as_tensor, check_finite, check_tags, from_features
 
+BLOCKED, BLOCK = 1024, 256  # dimensions from which on products are made in blocks of so many columns
+
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Fréchet distance, never negative, fastest where `b` is used again; InputError if dimensions or tags disagree."""
@@ -28,13 +30,28 @@ def _trace_of_root(a: Statistics, b: Statistics) -> float:
     """tr (S_a^1/2 S_b S_a^1/2)^1/2, to about 1e-9 of tr S_a + tr S_b."""
     if a.num_images > a.dim and b.factor.shape[1] == a.dim:
         # Of a product [rank, rank] with the spectrum of S_a S_b.
-        eigenvalues = torch.linalg.eigvalsh(b.factor.T @ (torch.from_numpy(a.sigma) @ b.factor)).clamp_(min=0)
+        eigenvalues = torch.linalg.eigvalsh(_congruent(torch.from_numpy(a.sigma), b.factor)).clamp_(min=0)
         roots = eigenvalues.sqrt()
         # An eigenvalue is known to about eps of the largest one, so a small root is known less well.
         noise = 8 * torch.finfo(torch.float64).eps * float(eigenvalues[-1])
         if float((noise / (roots + noise**0.5)).sum()) <= 1e-9 * float(np.trace(a.sigma) + np.trace(b.sigma)):
             return float(roots.sum())
     return float(torch.linalg.svdvals(a.factor.T @ b.factor).sum())
+
+
+def _congruent(sigma: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The lower triangle of B^T S B [D, D], of symmetric S and any B; above it there may be anything.
+
+    Of many dimensions what is zero, since B is triangular, or above the triangle, is not computed: a third is left.
+    """
+    dim = len(sigma)
+    if dim < BLOCKED or bool(factor.triu(1).any()):
+        return factor.T @ (sigma @ factor)
+    product = torch.zeros_like(sigma)
+    for i in range(0, dim, BLOCK):
+        columns = slice(i, i + BLOCK)
+        product[i:, columns] = factor[i:, i:].T @ (sigma[i:, i:] @ factor[i:, columns])
+    return product
 
 
 class Estimate(NamedTuple):

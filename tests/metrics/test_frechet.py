@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from metrics.files import InputError
 from metrics.frechet import (
+    _congruent,
     block_moments,
     fd_infinity,
     frechet_distance,
@@ -57,6 +58,24 @@ def test_rank_deficient_input_is_finite_never_negative_and_symmetric(n: int, m: 
     assert np.isfinite(forward)
     assert forward >= 0
     assert forward == pytest.approx(backward, rel=1e-8)
+
+
+@pytest.mark.parametrize("dim", [4, 9, 11, 32])
+def test_products_in_blocks_of_columns_have_the_value_of_the_whole(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = (from_features(draw(4 * dim + 50, dim, seed, scale)) for seed, scale in ((1, 1.0), (2, 1.3)))
+    whole = frechet_distance(a, b)
+    monkeypatch.setattr("metrics.frechet.BLOCKED", 9)
+    monkeypatch.setattr("metrics.frechet.BLOCK", 4)
+    assert frechet_distance(a, b) == pytest.approx(whole, rel=1e-12)
+    assert frechet_distance(a, b) == pytest.approx(scipy_distance(a, b), rel=1e-9)
+    product = _congruent(torch.from_numpy(a.sigma), b.factor)
+    np.testing.assert_allclose(np.tril(product), np.tril(b.factor.T.numpy() @ a.sigma @ b.factor.numpy()), rtol=1e-9)
+    mixed = b.factor.flip(0)  # no triangle, as pivoting may leave it
+    np.testing.assert_allclose(
+        np.tril(_congruent(torch.from_numpy(a.sigma), mixed)),
+        np.tril(mixed.T.numpy() @ a.sigma @ mixed.numpy()),
+        rtol=1e-9,
+    )
 
 
 def test_orthogonal_subspaces_have_the_closed_form() -> None:
