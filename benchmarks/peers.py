@@ -72,7 +72,7 @@ def environment(out: Path, torch_wheels: str) -> Path:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     wanted = [*torch_wheels.split(), *PEERS.split(), *(x for x in wanted if not re.match(r"torch\b", x))]
     if not stamp.exists() or stamp.read_text().split("\n") != wanted:
-        venv.create(out / "environment", with_pip=True)
+        venv.create(out / "environment", symlinks=True, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
         write_text(stamp, "\n".join(wanted))
     return python
