@@ -27,7 +27,7 @@ from metrics.statistics import from_features
 
 Array = NDArray[np.float32]
 BATCH = 16
-FEW = 256  # features of which there are fewer than images, so that covariances have full rank
+FEW = 64  # features of which there are fewer than images, so that covariances have full rank
 ROUNDS = 3
 
 # torchvision's wheel for CUDA loads no operators beside a torch for CPUs, and then refuses to be imported. No peer uses

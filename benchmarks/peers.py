@@ -52,6 +52,8 @@ RESIZES = {
     "clean-fid, clean": "Pillow's bicubic of floats with antialiasing, clipped",
 }
 REASONS = {
+    ("torch-fidelity", "FID, first"): "float32 means",
+    ("clean-fid", "FID, first"): "float32 means",
     ("torch-fidelity", "FID"): "float32 means; eigenvalues of S1 S2, whose zeros come out as noise, then its root",
     ("torch-fidelity", "KID"): "kernel sums in float32, whatever `feature_extractor_internal_dtype` is",
     ("torch-fidelity, given float64", "FID"): "eigenvalues of S1 S2, whose zeros come out as noise, then its root",
@@ -135,7 +137,7 @@ def through_features(found: dict[str, dict[str, float]]) -> str:
         for tool, values in ((tool, values) for tool, values in found.items() if tool != "ours" and metric in values):
             equal = f"{values[metric]:.7g}" == f"{own:.7g}"
             apart = abs(values[metric] - own) / max(abs(own), 1e-300)
-            reason = REASONS.get((tool, re.split(r"\W", metric)[0]), "") or "order of summation"
+            reason = next((why for (x, y), why in REASONS.items() if x == tool and metric.startswith(y)), "rounding")
             lines.append(
                 f"| {metric} | {tool} | {values[metric]:.7g} | {own:.7g} | "
                 f"{'yes' if equal else f'{apart:.0e} apart: {reason}'} |"
