@@ -27,7 +27,7 @@ from metrics.statistics import from_features
 
 Array = NDArray[np.float32]
 BATCH = 16
-FEW = 64  # features of which there are fewer than images, so that covariances have full rank
+WIDTHS = (64, 512)  # features of which Fréchet distances are taken: roots of 2,048 take the other tools minutes each
 ROUNDS = 3
 
 # torchvision's wheel for CUDA loads no operators beside a torch for CPUs, and then refuses to be imported. No peer uses
@@ -65,33 +65,39 @@ def pytorch_fid(out: Path, images: Path) -> Array:
     return get_activations(sorted(images.iterdir()), network, BATCH, 2048, "cpu", num_workers=0)
 
 
-def clean_fid(out: Path, images: Path, mode: str) -> Array:
+def clean_fid(out: Path, images: Path) -> Array:
     from cleanfid.features import feature_extractor
     from cleanfid.fid import get_folder_features
 
     cpu = torch.device("cpu")
     network = feature_extractor("pytorch_inception", cpu, use_dataparallel=False)
-    return get_folder_features(str(images), network, num_workers=0, batch_size=BATCH, device=cpu, mode=mode)
+    return get_folder_features(str(images), network, num_workers=0, batch_size=BATCH, device=cpu, mode="clean")
 
 
 FEATURES: dict[str, Callable[[Path, Path], Array]] = {
     "ours": ours,
     "torch-fidelity": torch_fidelity,
     "pytorch-fid": pytorch_fid,
-    "clean-fid, legacy_pytorch": lambda out, images: clean_fid(out, images, "legacy_pytorch"),
-    "clean-fid, clean": lambda out, images: clean_fid(out, images, "clean"),
+    "clean-fid, clean": clean_fid,
 }
+
+
+def widths(distance: Callable[[Array, Array], float], fake: Array, real: Array) -> dict[str, float]:
+    """A Fréchet distance of the first few and of more of the features."""
+    return {
+        f"FID, first {n}": float(distance(*(np.ascontiguousarray(side[:, :n]) for side in (fake, real))))
+        for n in WIDTHS
+    }
 
 
 def plainly(real: Array, fake: Array) -> dict[str, dict[str, float]]:
     """Our values of features, by tool and metric as below."""
-    k, few = 3, (fake[:, :FEW], real[:, :FEW])
+    k = 3
     neighbours = neighbour_metrics(real, fake, k, k)
     subsets = len(real) // 2
     whole = unbiased_mmd2(torch.from_numpy(fake).double(), torch.from_numpy(real).double())
     return {
-        "FID": frechet_distance(from_features(fake), from_features(real)),
-        f"FID, first {FEW}": frechet_distance(*map(from_features, few)),
+        **widths(lambda *sides: frechet_distance(*map(from_features, sides)), fake, real),
         f"KID, 100 subsets of {subsets}": kernel_distance(real, fake, 100, subsets)[0],
         "KID, all images": whole,
         **{f"{name}, k {k}": value for name, value in neighbours.items()},
@@ -105,8 +111,8 @@ def by_torch_fidelity(real: Array, fake: Array, double: bool = False) -> dict[st
 
     x, y = (torch.from_numpy(side.astype(np.float64) if double else side) for side in (fake, real))
 
-    def fid(*sides: torch.Tensor) -> float:
-        statistics = [fid_features_to_statistics(side) for side in sides]
+    def fid(*sides: Array) -> float:
+        statistics = [fid_features_to_statistics(torch.from_numpy(side)) for side in sides]
         return fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
 
     def kid(subsets: int, size: int) -> float:
@@ -115,8 +121,7 @@ def by_torch_fidelity(real: Array, fake: Array, double: bool = False) -> dict[st
 
     subsets, prc = len(real) // 2, prc_features_to_metric(x, y, prc_neighborhood=3, verbose=False)
     return {
-        "FID": fid(x, y),
-        f"FID, first {FEW}": fid(x[:, :FEW], y[:, :FEW]),
+        **widths(fid, x.numpy(), y.numpy()),
         f"KID, 100 subsets of {subsets}": kid(100, subsets),
         "KID, all images": kid(1, len(real)),
         "precision, k 3": prc["precision"],
@@ -132,15 +137,14 @@ def by_pytorch_fid(real: Array, fake: Array) -> dict[str, float]:
         return float(calculate_frechet_distance(m, s, n, t))
 
     x, y = fake.astype(np.float64), real.astype(np.float64)  # as get_activations hands them over
-    return {"FID": fid(x, y), f"FID, first {FEW}": fid(x[:, :FEW], y[:, :FEW])}
+    return widths(fid, x, y)
 
 
 def by_clean_fid(real: Array, fake: Array) -> dict[str, float]:
     from cleanfid.fid import fid_from_feats, kernel_distance
 
     return {
-        "FID": float(fid_from_feats(fake, real)),
-        f"FID, first {FEW}": float(fid_from_feats(fake[:, :FEW], real[:, :FEW])),
+        **widths(fid_from_feats, fake, real),
         "KID, all images": kernel_distance(real, fake, num_subsets=1, max_subset_size=len(real)),
     }
 
@@ -165,11 +169,9 @@ def by_torchmetrics(real: Array, fake: Array) -> dict[str, float]:
         module.num_features = width
         return module
 
-    few = [np.ascontiguousarray(side[:, :FEW]) for side in (fake, real)]
     kid = KernelInceptionDistance(feature=identity(fake.shape[1]), subsets=1, subset_size=len(real))
     return {
-        "FID": float(value(FrechetInceptionDistance(feature=identity(fake.shape[1])), fake, real)),
-        f"FID, first {FEW}": float(value(FrechetInceptionDistance(feature=identity(FEW)), *few)),
+        **widths(lambda *x: value(FrechetInceptionDistance(feature=identity(x[0].shape[1])), *x), fake, real),
         "KID, all images": float(value(kid, fake, real)[0]),
     }
 
@@ -181,7 +183,7 @@ def by_piq(real: Array, fake: Array) -> dict[str, float]:
     x, y = torch.from_numpy(fake), torch.from_numpy(real)
     precision, recall = PR(nearest_k=3)(y, x)
     return {
-        f"FID, first {FEW}": float(FID()(x[:, :FEW], y[:, :FEW])),
+        **widths(lambda *sides: FID()(*map(torch.from_numpy, sides)), fake, real),
         "KID, all images": float(KID()(x, y)),
         "precision, k 3": float(precision),
         "recall, k 3": float(recall),

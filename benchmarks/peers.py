@@ -40,7 +40,7 @@ TORCH = "torch==2.13.0 torchvision==0.28.0"
 PEERS = "torch-fidelity==0.4.0 clean-fid==0.1.35 pytorch-fid==0.3.0 prdc==0.2 torchmetrics==1.9.0 piq==0.8.0"
 CHUNK = 125  # images in a piece of work
 SIDES = {"fake": 0, "real": 25_000}  # first image of each
-TOOLS = ("ours", "torch-fidelity", "pytorch-fid", "clean-fid, legacy_pytorch", "clean-fid, clean")
+TOOLS = ("ours", "torch-fidelity", "pytorch-fid", "clean-fid, clean")
 #: Where pytorch-fid and clean-fid look for their download, below TORCH_HOME.
 DOWNLOADED = "hub/checkpoints/pt_inception-2015-12-05-6726825d.pth"
 #: Why a tool's features are others than ours, and why its distances are, of the same features.
@@ -48,19 +48,18 @@ RESIZES = {
     "ours": "TensorFlow 1's bilinear, float",
     "torch-fidelity": "TensorFlow 1's bilinear, float",
     "pytorch-fid": "PyTorch's bilinear, pixel centres aligned",
-    "clean-fid, legacy_pytorch": "PyTorch's bilinear, pixel centres aligned, clipped",
     "clean-fid, clean": "Pillow's bicubic of floats with antialiasing, clipped",
 }
 REASONS = {
-    ("torch-fidelity", "FID, first"): "float32 means",
-    ("clean-fid", "FID, first"): "float32 means",
-    ("torch-fidelity", "FID"): "float32 means; eigenvalues of S1 S2, whose zeros come out as noise, then its root",
+    ("torch-fidelity", "FID, first 64"): "float32 means",
+    ("clean-fid", "FID, first 64"): "float32 means",
+    ("torch-fidelity", "FID"): "float32 means; eigenvalues of S1 S2, of which zeros come out as noise",
     ("torch-fidelity", "KID"): "kernel sums in float32, whatever `feature_extractor_internal_dtype` is",
-    ("torch-fidelity, given float64", "FID"): "eigenvalues of S1 S2, whose zeros come out as noise, then its root",
+    ("torch-fidelity, given float64", "FID"): "eigenvalues of S1 S2, of which zeros come out as noise",
     ("pytorch-fid", "FID"): "SciPy's root of a singular S1 S2",
     ("clean-fid", "FID"): "SciPy's root of a singular S1 S2; float32 means",
     ("clean-fid", "KID"): "kernel sums in float32",
-    ("torchmetrics", "FID"): "eigenvalues of S1 S2, whose zeros come out as noise; raw second moments",
+    ("torchmetrics", "FID"): "eigenvalues of S1 S2, of which zeros come out as noise; raw second moments",
     ("piq", "FID"): "float32 throughout, Newton-Schulz iterations",
     ("piq", "KID"): "float32 throughout",
     ("piq", "recall"): "compares real images' own radii where it means the fake ones' (`torch.isclose`)",
