@@ -33,7 +33,6 @@ PUBLIC = {
     "metrics.neighbours": ("neighbour_metrics", "nearest"),
     "metrics.frechet": ("frechet_distance", "frechet_with_error", "paired_difference", "fd_infinity"),
     "metrics.kernel": ("kernel_distance", "unbiased_mmd2"),
-    "metrics.neighbours": ("neighbour_metrics",),
 }
 
 
