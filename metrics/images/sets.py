@@ -215,10 +215,11 @@ def _item_name(sources: Sequence[Source], item: Sequence[int]) -> str:
 
 def own_labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
     """Class of every entry of a source by its own record, None where it has none."""
-    content = source.read_labels()
+    where = f"{source.path}: {LABELS}"
+    with explained(f"{where} cannot be read", "copy the file again"):
+        content = source.read_labels()
     if content is None or isinstance(content, np.ndarray):
         return content
-    where = f"{source.path}: {LABELS}"
     with explained(f'{where} is not {{"labels": [[name, class], ...]}}', "correct or remove it"):
         pairs = json.loads(content)["labels"]
         labels = None if pairs is None else {str(name): label for name, label in pairs}

@@ -16,7 +16,7 @@ from repro.data import REFERENCE
 from repro.networks import Precond
 from repro.pipeline import acquire, stages
 from repro.strict import build, facts
-from repro.study import Study, cost
+from repro.study import Study, counting
 from tests.metrics.images.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
         with torch.device("meta"):
             network = Precond(32, 3, label_dim, **facts(item.config.settings.network))
             labels = torch.empty(1, 10) if label_dim else None
-            gflops[key] = cost.counted_gflops(network, torch.empty(1, 3, 32, 32), torch.empty(1), labels)
+            gflops[key] = counting.counted_gflops(network, torch.empty(1, 3, 32, 32), torch.empty(1), labels)
 
     def of(folder: str) -> float:
         return gflops[study.reconstruct[folder].source]
