@@ -21,6 +21,7 @@ from repro.verdicts import verify
 from tests.repro.adapters.networks import saved, transformer, vae
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "own-model.md").read_text()
 (MODULE,) = re.findall(r"```python\n# mymodels\.py\n(.*?)```", PAGE, re.DOTALL)
