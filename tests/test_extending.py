@@ -41,7 +41,6 @@ def miniature() -> dict[str, Any]:
         "shards": {"size": 8},
         "evaluate": {"detectors": ["digits"], "metrics": ["fd"]},
         "generate": {"one": {"method": "ours", **networks, "guidance": 2.0, "data": "seen", "seeds": ["0-7"]}},
-        "tuned": {},
         "sweeps": {},
         "sources": [f"file://{GOLDEN}"],
     }

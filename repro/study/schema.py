@@ -386,8 +386,8 @@ class Study:
     models: dict[str, Model]
     reconstruct: dict[str, Reconstruct]
     generate: dict[str, Generate]
-    tuned: dict[str, Tuned]
     sweeps: dict[str, Sweep]
+    tuned: dict[str, Tuned] = field(default_factory=dict)
     #: How settings are looked for.
     tuning: Tuning | None = None
     #: Several guides as one, by the id that `guide` names.

@@ -139,7 +139,6 @@ def study() -> dict[str, object]:
             "mini-auto": {**sampled, "seeds": ["0-127", "128-255"]},
             "mini-interval": {**sampled, "seeds": ["0-127", "128-255"], "interval": [1, 2]},
         },
-        "tuned": {},
         "sweeps": {"mini-sweep": {**sampled, **curve, "seeds": ["1000-1063"]}},
         "claims": [{"better": "mini-auto", "than": "mini-interval", "metric": "fd_digits", "by": 0.1}],
     }

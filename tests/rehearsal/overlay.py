@@ -30,11 +30,11 @@ def overlay(study: dict[str, Any], base: str) -> dict[str, Any]:
         data["settings"]["detectors"] = dict(DETECTORS)
     for configuration in found["generate"].values():
         configuration["seeds"] = BLOCKS[: len(configuration["seeds"])]
-    for tuned in found["tuned"].values():
+    for tuned in found.get("tuned", {}).values():
         tuned["seeds"] = BLOCKS[:1]
         if "sliding_window" in tuned.get("guide_degradations", {}):
             tuned["guide_degradations"]["sliding_window"] = [4, 2]  # of images of 8
-    if found["tuned"]:
+    if "tuned" in found:
         found["tuning"] |= {"seeds": CURVE_BLOCKS[0], "metric": DISTANCES["stand-in-inception"]}
     for number, sweep in enumerate(found["sweeps"].values()):
         several = number == 0  # one curve with a band is enough: every point of every block is a batch of its own

@@ -73,7 +73,6 @@ def golden_study(golden: Path, case: str, server: Server) -> tuple[Study, np.nda
                 "seeds": [f"{seeds[0]}-{seeds[-1]}"],
             }
         },
-        "tuned": {},
         "sweeps": {},
         "sources": [server.base],
         "hub": [server.base + fixtures.HUB],

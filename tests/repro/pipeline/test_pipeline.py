@@ -72,7 +72,6 @@ def miniature() -> dict[str, Any]:
             "mini-unguided": {"method": "unguided", "guide": main, "guidance": 1.0, **common},
             "mini-autoguidance": {"method": "autoguidance", "guide": guide, "guidance": 1.5, **common},
         },
-        "tuned": {},
         "sweeps": {
             "mini-sweep": {
                 "method": "autoguidance",

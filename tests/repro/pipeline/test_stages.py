@@ -51,7 +51,6 @@ def raw(golden: Path, name: str) -> dict[str, Any]:
             "unguided": {"method": "unguided", "guide": MAIN, "guidance": 1.0, **common},
             "autoguidance": {"method": "autoguidance", "guide": GUIDE, "guidance": 1.5, **common},
         },
-        "tuned": {},
         "sweeps": {
             "autoguidance-weight": {**sweep, "guide": GUIDE},
             "cfg-weight": {**sweep, "guide": UNCOND},

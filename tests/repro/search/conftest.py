@@ -39,7 +39,6 @@ STUDY = {
             "seeds": ["8000-8007"],
         }
     },
-    "tuned": {},
     "sweeps": {},
 }
 SETTINGS = {
