@@ -112,7 +112,10 @@ def plan(
             network,
             is_loaded=networks is not None,
         )
-        refused = refusals(prospect)
+        try:
+            refused = refusals(prospect)
+        except InputError as err:
+            raise InputError(f"{side.name}: {err}") from None
         for metric, err in refused.items():
             if not options.is_optional(metric, name):
                 raise err

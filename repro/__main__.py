@@ -209,7 +209,7 @@ def _other_guide(text: str) -> dict[str, Any]:
 
 @cli.command("image")
 @click.argument("configuration")
-@click.option("--seed", type=click.IntRange(min=0, max=10**12), required=True, help="Any, of the study or not.")
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="Any, of the study or not.")
 @DEVICE
 @click.option("--out", type=PATH, required=True, help="PNG file to write.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
@@ -219,7 +219,8 @@ def image_command(configuration: str, seed: int, device: str, out: Path, force: 
     It has the pixels that the study's images have: those of a whole batch of the study's size, on the same device.
     """
     command_line.check_outputs([out], [], force, text=False)
-    write_png(out, looking.image(configuration, seed, distributed.device(device)))
+    (number,) = studies.parse_seeds(str(seed))
+    write_png(out, looking.image(configuration, number, distributed.device(device)))
     click.echo(str(out))
 
 

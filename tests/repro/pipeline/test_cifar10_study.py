@@ -15,6 +15,7 @@ from repro import study as studies
 from repro.data import REFERENCE
 from repro.networks import Precond
 from repro.pipeline import acquire, stages
+from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN
 from repro.strict import build, facts
 from repro.study import Study, counting
 from tests.metrics.images.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
@@ -64,7 +65,8 @@ def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
 def test_the_interval_is_the_published_one() -> None:
     study = studies.load(STUDY)
     s = study.sampler
-    wanted = guidance.guided_steps(0.28, 2.90, s.num_steps, s.sigma_min, s.sigma_max, s.rho)
+    wanted = guidance.guided_steps(0.28, 2.90, s.num_steps, SIGMA_MIN, SIGMA_MAX, s.rho)
+    assert (s.sigma_min, s.sigma_max) == (None, None)
     assert study.generate["cifar10-interval"].guided.interval == wanted
 
 

@@ -38,7 +38,7 @@ def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monke
     monkeypatch.setattr(gallery, "save", lambda figure, stem: drawn.append((stem.name, figure)))
     summary = measures.summarise(default, measures.read(default))
     draw_figures(default, default.out / "report", summary, read_previews(default))
-    assert len(drawn) == 5
+    assert len(drawn) == 6
     with matplotlib.rc_context(STYLE):
         for name, figure in drawn:
             check_figure(name, figure)
@@ -86,7 +86,7 @@ def test_curves_of_the_imagenet_studies_part_into_the_papers_figures():
         ("guidance", "fid"): methods,
         ("guidance", "fd_dinov2"): methods,
         ("training", ""): ["134.2 M images", "67.11 M images", "268.4 M images"],
-        ("capacity", ""): ["edm2-img512-xs", "edm2-img512-s"],
+        ("capacity", ""): ["edm2-img512-xs", "edm2-img512-s", "edm2-img512-xxs"],
         ("corruptions", ""): [
             "dropout 5% / dropout 10%",
             "input noise 10% / input noise 20%",
