@@ -168,7 +168,7 @@ def test_a_network_for_a_gpu_takes_little_of_the_hosts_memory(golden: Path, tmp_
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     size, layer = path.stat().st_size, 4 * max(p.numel() for p in large.parameters())
     assert size > 4e7
-    assert int(found.stdout) < min(size, 3 * layer)  # in float32 it would be two more copies of it, and all of them
+    assert int(found.stdout) < min(size, 4 * layer)  # in float32 it would be two more copies of it, and all of them
 
 
 def test_weights_as_stored_give_the_same_bits(golden: Path, tmp_path: Path) -> None:

@@ -155,5 +155,5 @@ def test_cost_counts_every_guide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dvc_yaml_has_a_stage_for_every_section_of_networks() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     assert stages["stages"]["blends"]["foreach"] == "${blends}"
-    assert stages["vars"] == [{"blends": {}}]  # a study need not have any
+    assert stages["vars"] == [{"blends": {}}, {"tuned": {}}]  # a study need not have any
     assert not studies.load(ROOT / "params.yaml").blends
