@@ -116,10 +116,10 @@ def plan(
             refused = refusals(prospect)
         except InputError as err:
             raise InputError(f"{side.name}: {err}") from None
-        for metric, err in refused.items():
+        for metric, refusal in refused.items():
             if not options.is_optional(metric, name):
-                raise err
-            left_out.append(f"{metric} of {name} is left out: {err}")
+                raise refusal
+            left_out.append(f"{metric} of {name} is left out: {refusal}")
         asked[name] = tuple(metric for metric in options.of(name) if metric not in refused)
     if not any(asked.values()):
         raise InputError(f"{side.name}: nothing can be measured: {'; '.join(left_out)}")
