@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import library as operators
 
 from benchmarks.peers import SIDES, features
 from metrics.detectors.inception import InceptionV3
@@ -32,7 +33,7 @@ ROUNDS = 3
 
 # torchvision's wheel for CUDA loads no operators beside a torch for CPUs, and then refuses to be imported. No peer uses
 # these two, so they are declared, without anything behind them.
-_operators = torch.library.Library("torchvision", "FRAGMENT")
+_operators = operators.Library("torchvision", "FRAGMENT")
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -2,8 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from repro.rows import (
     write_replicates,
     write_rows,
 )
+from repro.streams import parse_seeds
 from repro.strict import facts
 from repro.toy.metrics import contour_level, measure, measure_without
 from repro.toy.mixture import Mixture, fractal
@@ -30,6 +30,7 @@ from repro.toy.sampling import Method, draw, methods
 from repro.toy.settings import TRUE_SEED, ToySettings
 from repro.toy.training import train
 from repro.toy.tuning import best, tune
+from repro.trials import Tuning
 
 SETTINGS = "settings.json"  # written last: what is in the folder is complete and was made with these
 FIGURES = ("figures/toy-figure1", "figures/toy-figure2")
@@ -64,9 +65,10 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     level = contour_level(mixture.log_density(mixture.sample(settings.num_true, _generator(TRUE_SEED))))
     common: dict[str, Any] = {"study": study, "num_images": settings.num_samples}
     common |= {"training_seed": settings.training.seed} | provenance(torch.device("cpu"))
-    tuned = tune(settings, networks, partial(_optimised, settings, mixture, level))
+    effort = settings.tuning
+    tuned = tune(settings.tuned, effort, networks, _objective(settings, mixture, level, effort)) if effort else {}
     _write_trials(folder / TRIALS, settings, tuned, common, key)
-    compared = [*paper, *(best(trials, settings.tuning.metric) for trials in tuned.values() if settings.tuning)]
+    compared = [*paper, *(best(trials, effort.metric) for trials in tuned.values() if effort)]
     worse = {m.name: m.worse for m in compared}
     rows, panels, kept = list[Row](), dict[str, torch.Tensor](), dict[str, list[torch.Tensor]]()
     for seed in settings.sampling_seeds:
@@ -94,12 +96,11 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     return folder / MEASURES
 
 
-def _optimised(settings: ToySettings, mixture: Mixture, level: float, method: Method, seed: int) -> float:
-    """What tuning optimises, of samples of a seed."""
-    assert settings.tuning is not None
+def _objective(settings: ToySettings, mixture: Mixture, level: float, tuning: Tuning) -> Callable[[Method], float]:
+    """What tuning optimises, of samples of its seed."""
+    (seed,) = parse_seeds(tuning.seeds)
     true = mixture.sample(settings.num_samples, _generator(seed))
-    values = measure(mixture, draw(method, settings, seed), true, level, settings.num_directions)
-    return values[settings.tuning.metric]
+    return lambda m: measure(mixture, draw(m, settings, seed), true, level, settings.num_directions)[tuning.metric]
 
 
 def _write_trials(

@@ -7,27 +7,22 @@ from repro.degradations import GUIDE, degrade
 from repro.guidance import Guided
 from repro.networks import Denoiser
 from repro.rows import settings as row_settings
-from repro.streams import parse_seeds
 from repro.toy.sampling import Method
-from repro.toy.settings import ToySettings, ToyTuned
+from repro.toy.settings import ToyTuned
 from repro.trials import Tuning, search, settings_at
 
 
 def tune(
-    settings: ToySettings, networks: Mapping[str, Denoiser], value: Callable[[Method, int], float]
+    methods: Mapping[str, ToyTuned],
+    effort: Tuning,
+    networks: Mapping[str, Denoiser],
+    value: Callable[[Method], float],
 ) -> dict[str, list[tuple[Method, float]]]:
-    """Name -> the trials of each method to be tuned, in order, with `value` of their samples of the seed.
+    """Name -> the trials of each of `methods`, in order, with their `value`.
 
     `networks` has the main network under `main`, and every guide that is a network of its own under the method's name.
     """
-    if settings.tuning is None:
-        return {}
-    effort, (seed,) = settings.tuning, parse_seeds(settings.tuning.seeds)
-
-    def measured(method: Method) -> float:
-        return value(method, seed)
-
-    return {name: _trials(name, item, networks, effort, measured) for name, item in settings.tuned.items()}
+    return {name: _trials(name, item, networks, effort, value) for name, item in methods.items()}
 
 
 def best(trials: Sequence[tuple[Method, float]], metric: str) -> Method:

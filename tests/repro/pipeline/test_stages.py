@@ -63,10 +63,8 @@ def study(golden: Path, name: str = "first", **changes: Any) -> Study:
     return build(Study, raw(golden, name) | changes)
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and networks of the study `first`."""
-    folder = tmp_path_factory.mktemp("stages")
+def prepare(folder: Path) -> Path:
+    """The folder, with data and networks of the study `first`."""
     golden = Path(__file__).parents[2] / "data" / "golden"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -74,6 +72,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stages.run_reference(study(golden), "digits")
         stages.run_networks(study(golden), "nets")
     return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from repro.search.tuning import run_tune, search
 from repro.strict import build
 from repro.study import Study, Tuned
 from repro.verdicts import measures
-from tests.repro.pipeline.test_stages import GUIDE, MAIN, raw
+from tests.repro.pipeline.test_stages import GUIDE, MAIN, prepare, raw
 
 TUNED = {"method": "tuned", "data": "digits", "main": MAIN, "guide": GUIDE, "seeds": ["0-7", "8-15"]}
 ENTRIES = {
@@ -36,14 +36,7 @@ def study(golden: Path, tuned: dict[str, Any] | None = None, **changes: Any) -> 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tuning")
-    golden = Path(__file__).parents[2] / "data" / "golden"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        stages.run_data(study(golden), "digits")
-        stages.run_reference(study(golden), "digits")
-        stages.run_networks(study(golden), "nets")
-    return folder
+    return prepare(tmp_path_factory.mktemp("tuning"))
 
 
 @pytest.fixture
