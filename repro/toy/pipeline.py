@@ -27,6 +27,7 @@ from repro.strict import facts
 from repro.toy.metrics import contour_level, measure, measure_without
 from repro.toy.mixture import Mixture, fractal
 from repro.toy.sampling import Method, draw, methods
+from repro.toy.settings import ROLES as ROLES
 from repro.toy.settings import TRUE_SEED, ToySettings
 from repro.toy.training import train
 from repro.toy.tuning import best, tune
@@ -36,7 +37,6 @@ SETTINGS = "settings.json"  # written last: what is in the folder is complete an
 FIGURES = ("figures/toy-figure1", "figures/toy-figure2")
 BRIEF = ("outliers", "component_jsd", "sliced_wasserstein")
 GROUPS = 4  # of every sampling seed's points, each left out once by the jackknife
-ROLES = ("main", "guide", "unconditional")
 
 
 def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:

@@ -12,6 +12,8 @@ from repro.trials import Tuning, check_ranges
 
 TRUE_SEED = 2**31  # first seed of true points; all others stay below (streams repeat at 2^32)
 LAST_SEED = TRUE_SEED - 2
+#: Networks of the paper's methods, fields of `ToySettings`.
+ROLES = ("main", "guide", "unconditional")
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ class ToySettings:
             raise InputError(f"sigma_max is {self.sigma_max}, expected more than sigma_min, {self.sigma_min}")
         if not self.sampling_seeds or len(set(self.sampling_seeds)) < len(self.sampling_seeds):
             raise InputError(f"sampling_seeds is {list(self.sampling_seeds)}, expected distinct seeds, at least one")
-        if taken := self.tuned.keys() & {*self.METHODS}:
-            raise InputError(f"tuned.{min(taken)}: is a method of the paper's; choose another name")
+        if taken := self.tuned.keys() & {*self.METHODS, *ROLES}:  # what is tuned has its networks beside theirs
+            raise InputError(f"tuned.{min(taken)}: is a method of the paper's or a network's; choose another name")
         if self.tuned:
             self._check_tuning()
 

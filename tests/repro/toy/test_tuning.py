@@ -61,6 +61,7 @@ def test_what_is_tuned_changes_nothing_of_the_papers_methods(tmp_path: Path) -> 
         ({"tuning": TUNING | {"seeds": "70-75"}}, "expected one seed"),
         ({"tuning": TUNING | {"metric": "precision"}}, "not measured here"),
         ({"tuned": {"cfg": TUNED["capacity"]}}, "is a method of the paper's"),
+        ({"tuned": {"guide": TUNED["capacity"]}}, "tuned.guide: is a method of the paper's or a network's"),
         ({"tuned": {"x": {"over": {"guidance": [1.5, 2]}}}}, "expected a network"),
         ({"tuned": {"x": {"guide_degradations": {"dropout": 0.1}, "over": {"dropout": [0.1, 0.2]}}}}, "not for points"),
     ],
