@@ -24,6 +24,7 @@ from metrics.features import FeatureSet, detect
 from metrics.files import Downloads, InputError, atomic_write, explained, sha256_file, write_json
 from metrics.files.tensors import load_state_dict
 from metrics.names import Name
+from metrics.progress import progress
 from repro.data.kinds import Kind, write_reference
 from repro.encoders import RGBEncoder
 from repro.streams import mix, uniform
@@ -135,7 +136,8 @@ class Digits(Kind):
         def features(name: str) -> FeatureSet:
             size = 1024 if name == NAME else 64  # of a batch, which decides the last bits of the digits' features
             batches = map(list, np.split(pixels, range(size, len(pixels), size)))
-            return FeatureSet.of(detect(batches, {name: loaded[name]})[name], loaded[name].tags)
+            with progress(f"reference, {name}", total=len(pixels)) as bar:
+                return FeatureSet.of(detect(batches, {name: loaded[name]}, bar=bar)[name], loaded[name].tags)
 
         source = f"{self.digest} seed={settings.seed} images={settings.num_images}"
         write_reference(target, loaded, source, classes, lambda: {name: features(name) for name in loaded})
