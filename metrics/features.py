@@ -247,8 +247,9 @@ def detect(
 ) -> dict[str, Array]:
     """The loop behind all features: batches of uint8 images [H, W, C] -> [N, D] float32 under every detector.
 
-    Images of equal size within a batch share a call. `where` names them in the error when a detector gives NaN or
-    infinity; `bar` is told of every batch. A GPU works on a batch while the next one is put together and sent.
+    Images of equal size within a batch share a call; one channel is shown three times. `where` names them in the error
+    when a detector gives NaN or infinity; `bar` is told of every batch. A GPU works on a batch while the next one is
+    put together and sent.
     """
     parts: dict[str, list[Array]] = {name: [] for name in detectors}
 
@@ -267,6 +268,7 @@ def detect(
         shapes = dict.fromkeys(image.shape for image in pixels)
         groups = [[i for i, image in enumerate(pixels) if image.shape == shape] for shape in shapes]
         stacks = [torch.from_numpy(np.stack([pixels[i] for i in g])).permute(0, 3, 1, 2) for g in groups]
+        stacks = [x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x for x in stacks]
         pairs = list(zip(groups, stacks, strict=True))
         made = {name: [(members, detector(x)) for members, x in pairs] for name, detector in detectors.items()}
         if before is not None:

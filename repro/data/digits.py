@@ -131,7 +131,7 @@ class Digits(Kind):
             name: load(name, weights) if name == NAME else load(name, device=distributed.device()) for name in detectors
         }
         images, classes = self.draw(settings.seed, np.arange(settings.num_images))
-        pixels = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+        pixels = images.permute(0, 2, 3, 1).numpy()
 
         def features(name: str) -> FeatureSet:
             size = 1024 if name == NAME else 64  # of a batch, which decides the last bits of the digits' features

@@ -210,3 +210,11 @@ def test_the_checksum_is_of_what_is_in_the_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", **arrays | {"a/features": x + 1})  # whole for zip, but not what was written
     with pytest.raises(InputError, match="the checksum does not fit"):
         features.read(tmp_path / "f.npz")
+
+
+def test_a_grey_image_is_shown_to_a_detector_as_three_equal_channels() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
+    detector = MeanColour()
+    found = detect([list(grey[:3]), list(grey[3:])], {"mean": detector})["mean"]
+    assert detector.calls == [(3, 3, 4, 4), (2, 3, 4, 4)]
+    assert np.array_equal(found, np.repeat(grey, 3, axis=3).mean(axis=(1, 2), dtype=np.float32))
