@@ -20,7 +20,7 @@ import torch
 from metrics import distributed, features, images, references, sizes, streams
 from metrics.detectors import DETECTORS, Detector, load
 from metrics.detectors.weights import NETWORKS
-from metrics.files import InputError, sha256_file
+from metrics.files import InputError
 from metrics.frechet import check_paired, frechet_distance, paired_difference
 from metrics.images import NAME, is_array
 from metrics.measure import METRICS, Options, cautions, check_beside, check_reference, measure, said
@@ -86,12 +86,11 @@ class Extractor:
         if len(paths) != 1 or not references.holds_features(Path(name)):
             whole = images.open_images(paths, self.skip_bad)
             return Side(name, whole if num is None else whole.subset(num, seed))
-        kept, notes = features.load(name), list[str]()
+        found = references.load_features(name).check(self.names)
         if num is not None:
-            rows, notes = images.choose(name, next(iter(kept.values())).num_images, num, seed)
-            kept = {key: x.subset(rows) for key, x in kept.items()}
-        found = Reference(name, sha256_file(name), features=kept, warnings=notes)
-        return Side(name, kept=found.check(self.names))
+            rows, notes = images.choose(name, next(iter(found.features.values())).num_images, num, seed)
+            found = replace(found, features={key: x.subset(rows) for key, x in found.features.items()}, warnings=notes)
+        return Side(name, kept=found)
 
     def open_reference(self, source: Images, options: Options | None = None) -> Side:
         """A statistics file, a published name, a feature file, or images; or a reference at hand.

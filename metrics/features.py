@@ -83,8 +83,9 @@ def read(path: str | Path) -> FeatureFile:
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        total.update(f"{name} {array.dtype.str} {np.atleast_1d(array).shape}\n".encode())
-        total.update(array.tobytes())
+        rows = np.ascontiguousarray(array)
+        total.update(f"{name} {rows.dtype.str} {rows.shape}\n".encode())
+        total.update(rows.data)
     return total.hexdigest()
 
 
@@ -124,7 +125,9 @@ class FeatureSet:
         return moments.finalize({**self.tags, "num_images": stop - start})
 
     def gather(self) -> Array:
-        """All features [N, D] in memory, in every process."""
+        """All features [N, D] in memory, in every process; those that are there already are not copied."""
+        if len(self.parts) == 1 and not self.shared:
+            return self._read(*self.parts)
         features = np.zeros((self.num_images, self.dim), np.float32)
         for rows in self.parts:
             features[rows.start : rows.stop] = self._read(rows)

@@ -8,6 +8,7 @@ nothing of weights, resize or arithmetic, so those tags cannot be checked.
 
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -84,10 +85,18 @@ def load(source: str | Path) -> Reference | None:
         return Reference(name, sha256_file(path), read_edm2(path))
     keys = _npz_keys(path)
     if holds_features(path):
-        return Reference(name, sha256_file(path), features=features.load(path))
+        return load_features(source)
     if any(key.rpartition("/")[2] in ("mu", "sigma") for key in keys):
         return Reference(name, sha256_file(path), _read_npz(path), images=path if "arr_0" in keys else None)
     return None
+
+
+def load_features(source: str | Path) -> Reference:
+    """Read a file of features; raises InputError as `features.read` does."""
+    with ThreadPoolExecutor(1) as pool:  # the file's digest, beside that of its content, which takes as long
+        digest = pool.submit(sha256_file, source)
+        found = features.load(source)
+        return Reference(str(source), digest.result(), features=found)
 
 
 def _load_published(name: str) -> Reference:

@@ -44,7 +44,8 @@ class Statistics:
             raise InputError(f"{where}: mu and sigma are {mu.dtype} and {sigma.dtype}, expected float64; {again}")
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise InputError(f"{where}: mu or sigma holds NaN or infinity; {again}")
-        if not np.allclose(sigma, sigma.T, rtol=1e-6, atol=1e-9 * max(float(np.trace(sigma)), 0.0)):
+        atol = 1e-9 * max(float(np.trace(sigma)), 0.0)
+        if not (np.array_equal(sigma, sigma.T) or np.allclose(sigma, sigma.T, rtol=1e-6, atol=atol)):
             raise InputError(f"{where}: sigma is not symmetric, so not a covariance; {again}")
 
     @property
@@ -83,13 +84,12 @@ class Moments:
 
     def update(self, features: Features) -> Self:
         """Add features [N, D] of any float type; raises InputError on NaN, infinity or another D."""
-        x = as_tensor(features).to(self.mean.device, torch.float64)
+        x = as_tensor(features).to(self.mean.device)
         if x.ndim != 2 or x.shape[1] != len(self.mean):
             raise InputError(f"features have shape {tuple(x.shape)}, expected [N, {len(self.mean)}]")
         check_finite(x)
         if len(x):
-            mean = x.mean(dim=0)
-            self._add(len(x), mean, x - mean)
+            self._add(len(x), x.mean(dim=0, dtype=torch.float64), x)
         return self
 
     def merge(self, *others: Self) -> Self:
@@ -97,14 +97,16 @@ class Moments:
         for other in others:
             if other.count:
                 self.scatter += other.scatter
-                self._add(other.count, other.mean, torch.zeros_like(other.mean)[None])
+                self._add(other.count, other.mean, other.mean[None])
         return self
 
-    def _add(self, count: int, mean: torch.Tensor, centred: torch.Tensor) -> None:
-        """Move to the joint mean: one matrix product holds the batch's scatter and the shift between means."""
+    def _add(self, count: int, mean: torch.Tensor, x: torch.Tensor) -> None:
+        """Move to the joint mean: one matrix product holds the scatter of `x` about its mean and the shift of means."""
         total = self.count + count
         delta = mean - self.mean
-        rows = torch.cat([centred, delta[None] * np.sqrt(self.count * count / total)])  # [N + 1, D]
+        rows = self.scatter.new_empty(len(x) + 1, len(mean))  # the one float64 copy
+        torch.sub(x, mean, out=rows[:-1])
+        rows[-1] = delta * np.sqrt(self.count * count / total)
         self.scatter.addmm_(rows.T, rows)
         self.mean += delta * (count / total)
         self.count = total
@@ -120,7 +122,8 @@ class Moments:
         self.scatter = torch.from_numpy(packed[rows.size :].reshape(dim, dim)).to(device)
         for row in packed[: rows.size].reshape(rows.shape):
             if row[0]:
-                self._add(int(row[0]), torch.from_numpy(row[1:]).to(device), torch.zeros_like(self.mean)[None])
+                mean = torch.from_numpy(row[1:]).to(device)
+                self._add(int(row[0]), mean, mean[None])
         return self
 
     def finalize(self, tags: Mapping[str, Tag] | None = None) -> Statistics:

@@ -15,7 +15,7 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,8 +117,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _check_name(path: Path, name: str) -> None:
-    inside = PurePosixPath(name.replace("\\", "/"))
-    if inside.anchor or str(inside).split("/")[0].endswith(":") or ".." in inside.parts or "\0" in name:
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if name[:1] in ("/", "\\") or "".join(parts[:1]).endswith(":") or ".." in parts or "\0" in name:
         raise InputError(f"{path}: entry '{name}' points outside the archive; make the archive again")
 
 

@@ -171,9 +171,11 @@ def test_broken_feature_files_are_refused(tmp_path: Path, arrays: dict[str, np.n
         features.load(tmp_path / "f.npz")
 
 
-def test_features_given_directly_are_gathered_unchanged() -> None:
+def test_features_given_directly_are_gathered_unchanged_and_without_a_copy() -> None:
     x = np.random.default_rng(0).standard_normal((33, 2)).astype(np.float32)
-    np.testing.assert_array_equal(FeatureSet.of(x, {}).gather(), x)
+    found = FeatureSet.of(x, {}).gather()
+    np.testing.assert_array_equal(found, x)
+    assert np.shares_memory(found, x)
 
 
 def test_a_damaged_chunk_is_named_rather_than_served(tmp_path: Path) -> None:
