@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from metrics import distributed
-from metrics.detectors import Detector
+from metrics.detectors import Detector, look
 from metrics.files import InputError, explained, load_npz, write_npz
 from metrics.images import ImageSet
 from metrics.progress import progress
@@ -272,8 +272,8 @@ def detect(
         groups = [[i for i, image in enumerate(pixels) if image.shape == shape] for shape in shapes]
         stacks = [torch.from_numpy(np.stack([pixels[i] for i in g])).permute(0, 3, 1, 2) for g in groups]
         stacks = [x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x for x in stacks]
-        pairs = list(zip(groups, stacks, strict=True))
-        made = {name: [(members, detector(x)) for members, x in pairs] for name, detector in detectors.items()}
+        looks = list(zip(groups, [look(detectors, x) for x in stacks], strict=True))
+        made = {name: [(members, seen[name]) for members, seen in looks] for name in detectors}
         if before is not None:
             keep(*before)
         before = len(pixels), made

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from metrics import distributed
-from metrics.detectors import Detector
+from metrics.detectors import Detector, look
 from metrics.features import CHUNK, Array, FeatureFile, FeatureSet, check_features, write
 from metrics.files import InputError
 from metrics.images.memory import NAME
@@ -34,7 +34,7 @@ class Stream:
 
     def add(self, batch: Tensor) -> None:
         """Add images uint8 [n, 3, H, W] on any device; raises InputError when a detector gives NaN or infinity."""
-        found = {name: detector(batch).cpu().numpy() for name, detector in self.detectors.items()}
+        found = {name: features.cpu().numpy() for name, features in look(self.detectors, batch).items()}
         for name, features in found.items():
             check_features(name, features)
             self._waiting[name].append(features.astype(np.float32, copy=False))

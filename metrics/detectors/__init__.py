@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,27 @@ def register(
     """
     DETECTORS.register(name, factory)
     SPACES.register(name, Space(label or name, distance or f"fd_{name}", distance_name or Name(f"FD_{name}", -1)))
+
+
+def look(detectors: Mapping[str, Detector], images: Tensor) -> dict[str, Tensor]:
+    """Features [N, dim] of images uint8 [N, 3, H, W] under every detector.
+
+    Two of them take one pass where the first has a method `beside` that gives, for the second, what does the work of
+    both: their features side by side.
+    """
+    passes: list[tuple[Detector, list[str]]] = []
+    for name, detector in detectors.items():
+        for i, (other, names) in enumerate(passes):
+            if joint := getattr(other, "beside", lambda _: None)(detector):
+                passes[i] = joint, [*names, name]
+                break
+        else:
+            passes.append((detector, [name]))
+    found: dict[str, Tensor] = {}
+    for detector, names in passes:
+        *edges, _ = accumulate(detectors[name].dim for name in names)
+        found |= zip(names, detector(images).tensor_split(edges, dim=1), strict=True)
+    return {name: found[name] for name in detectors}
 
 
 def load(name: str, weights: str | Path | None = None, device: torch.device | str = "cpu", **options: Any) -> Detector:

@@ -8,6 +8,7 @@ the convolutions when the weights are loaded.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 
 import torch
@@ -43,6 +44,8 @@ BLOCKS = {
     "Mixed_7b.": (*_MIXED_7, "average branch_pool"),
     "Mixed_7c.": (*_MIXED_7, "largest branch_pool"),
 }
+PREFIXES = tuple(BLOCKS)
+HALFWAY = PREFIXES.index("Mixed_6d.")  # the block whose first convolution gives the sFID's features
 #: Names of the 94 convolutions in the widely used state dict, in the order of the original graph.
 CONVOLUTIONS = tuple(
     prefix + step
@@ -74,6 +77,8 @@ class InceptionV3(Network):
     #: What the tags call it.
     detector = "inception"
     dim = 2048
+    #: What is read off the lower blocks, side by side.
+    heads: tuple[str, ...] = ("_pooled",)
 
     def __init__(
         self, state_dict: Mapping[str, Tensor], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -89,7 +94,7 @@ class InceptionV3(Network):
             torch.inference_mode(),
             explained("Inception weights do not fit together", "download them again", (RuntimeError,)),
         ):
-            found = list(InceptionV3._features(self, smallest).shape)
+            found = list(self._pooled(self._lower(smallest)).shape)
         if found != [1, InceptionV3.dim]:
             raise InputError(f"Inception weights give features of shape {found}, expected [1, {InceptionV3.dim}]")
 
@@ -111,13 +116,34 @@ class InceptionV3(Network):
         x = resize_tf1(sent(images, self.device, self.dtype), SIZE)
         return ((x - 128) / 128).contiguous(memory_format=torch.channels_last)
 
-    def _features(self, x: Tensor) -> Tensor:
-        for prefix, branches in BLOCKS.items():  # [N, 192, 35, 35] after the stem, [N, 2048, 8, 8] at the end
-            x = self._block(x, prefix, branches)
-        return x.mean(dim=(2, 3))
+    def beside(self, other: object) -> "InceptionV3 | None":
+        """What gives the features of both, pooled and with places, in one pass; None where there is no such thing."""
+        if {type(self), type(other)} != {InceptionV3, InceptionSpatial}:
+            return None
+        assert isinstance(other, InceptionV3)
+        if self.device != other.device or {**self.tags, "detector": other.detector} != other.tags:
+            return None
+        joint = copy(self)
+        joint.heads = (*self.heads, *other.heads)
+        return joint
 
-    def _block(self, x: Tensor, prefix: str, branches: Sequence[str]) -> Tensor:
-        return torch.cat([part for branch in branches for part in self._branch(x, prefix, branch)], dim=1)
+    def _features(self, x: Tensor) -> Tensor:
+        x = self._lower(x)
+        return torch.cat([getattr(self, head)(x) for head in self.heads], dim=1)
+
+    def _lower(self, x: Tensor) -> Tensor:
+        return self._blocks(x, PREFIXES[:HALFWAY])  # [N, 768, 17, 17]
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return self._blocks(x, PREFIXES[HALFWAY:]).mean(dim=(2, 3))  # of [N, 2048, 8, 8]
+
+    def _places(self, x: Tensor) -> Tensor:
+        return self._conv(x, "Mixed_6d.branch1x1")[:, :7].permute(0, 2, 3, 1).flatten(1)  # [N, 17 * 17 * 7]
+
+    def _blocks(self, x: Tensor, prefixes: Sequence[str]) -> Tensor:
+        for prefix in prefixes:
+            x = torch.cat([part for branch in BLOCKS[prefix] for part in self._branch(x, prefix, branch)], dim=1)
+        return x
 
     def _branch(self, x: Tensor, prefix: str, branch: str) -> list[Tensor]:
         found = [x]
@@ -142,13 +168,7 @@ class InceptionSpatial(InceptionV3):
 
     detector = "inception-spatial"
     dim = 7 * 17 * 17
-
-    def _features(self, x: Tensor) -> Tensor:
-        for prefix, branches in BLOCKS.items():
-            if prefix == "Mixed_6d.":
-                break
-            x = self._block(x, prefix, branches)
-        return self._conv(x, "Mixed_6d.branch1x1")[:, :7].permute(0, 2, 3, 1).flatten(1)  # [N, 17 * 17 * 7]
+    heads = ("_places",)
 
 
 def resize_tf1(images: Tensor, size: int) -> Tensor:

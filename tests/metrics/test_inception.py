@@ -1,6 +1,7 @@
 """Inception-v3 of the FID: real weights against an independent implementation, and the parts against definitions."""
 
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from metrics import detectors
 from metrics.detectors import weights
 from metrics.detectors.inception import CONVOLUTIONS, InceptionSpatial, InceptionV3, fold_batch_norm, resize_tf1
+from metrics.features import detect
 from metrics.files import InputError
 from metrics.files.tensors import load_state_dict
 
@@ -30,6 +32,16 @@ def state(inception_weights: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def network(state: dict[str, torch.Tensor]) -> InceptionV3:
     return InceptionV3(state)
+
+
+class Mean:
+    """A detector that is no Inception: the mean of each colour plane."""
+
+    name, dim = "mean", 3
+    tags = MappingProxyType({"detector": "mean"})
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean(dim=(2, 3))
 
 
 def relative(found: torch.Tensor, expected: np.ndarray) -> float:
@@ -232,3 +244,23 @@ def test_the_spatial_detector_takes_inception_s_weights(inception_weights: Path)
     found = detectors.load("inception-spatial", inception_weights)
     assert isinstance(found, InceptionSpatial)
     assert found.tags["weights_sha256"] == detectors.load("inception", inception_weights).tags["weights_sha256"]
+
+
+def test_pooled_and_spatial_features_take_one_pass_and_have_the_bits_of_two(
+    state: dict[str, torch.Tensor], golden: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {"inception-spatial": InceptionSpatial(state), "mean": Mean(), "inception": InceptionV3(state)}
+    images = golden["images0"][:2].transpose(0, 2, 3, 1)
+    apart = {name: detect([images], {name: network})[name] for name, network in networks.items()}
+    passes: list[int] = []
+    lower = InceptionV3._lower
+    monkeypatch.setattr(InceptionV3, "_lower", lambda self, x: passes.append(len(x)) or lower(self, x))
+    together = detect([images], networks)
+    assert passes == [2]
+    assert list(together) == list(networks)
+    for name in networks:
+        np.testing.assert_array_equal(together[name], apart[name])
+    other = InceptionSpatial(state | {"Conv2d_1a_3x3.bn.bias": state["Conv2d_1a_3x3.bn.bias"] + 1})
+    passes.clear()
+    detect([images], {"inception": networks["inception"], "inception-spatial": other})
+    assert passes == [2, 2]
