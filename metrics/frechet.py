@@ -42,15 +42,17 @@ def _trace_of_root(a: Statistics, b: Statistics) -> float:
 def _congruent(sigma: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """The lower triangle of B^T S B [D, D], of symmetric S and any B; above it there may be anything.
 
-    Of many dimensions what is zero, since B is triangular, or above the triangle, is not computed: a third is left.
+    Of many dimensions what is zero, since B is triangular, or above the triangle, is not computed: a quarter is left.
     """
     dim = len(sigma)
-    if dim < BLOCKED or bool(factor.triu(1).any()):
+    blocks = range(0, dim, BLOCK)
+    if dim < BLOCKED or any(bool(factor[:i, i : i + BLOCK].any()) for i in blocks):
         return factor.T @ (sigma @ factor)
     product = torch.zeros_like(sigma)
-    for i in range(0, dim, BLOCK):
-        columns = slice(i, i + BLOCK)
-        product[i:, columns] = factor[i:, i:].T @ (sigma[i:, i:] @ factor[i:, columns])
+    for i in blocks:
+        half = sigma[i:, i:] @ factor[i:, i : i + BLOCK]
+        for j in range(i, dim, BLOCK):
+            product[j : j + BLOCK, i : i + BLOCK] = factor[j:, j : j + BLOCK].T @ half[j - i :]
     return product
 
 
