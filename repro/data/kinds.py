@@ -22,6 +22,7 @@ from metrics.files import Downloads, InputError
 from metrics.images import open_images
 from metrics.registry import Registry
 from repro.data.archives import ImageDataset
+from repro.strict import within
 
 REFERENCE, FEATURES = "reference.npz", "features.npz"
 
@@ -74,10 +75,21 @@ class Kind(ABC):
 
 
 @dataclass(frozen=True)
+class ImageReference:
+    """Settings of the reference of image files."""
+
+    #: How many of the images it comes from, drawn at random, always the same ones; None: all.
+    num_images: int | None = None
+
+    def __post_init__(self) -> None:
+        within(self, 2, 2**63 - 1, "num_images")
+
+
+@dataclass(frozen=True)
 class ImageKind(Kind):
     """A kind whose data are image files: a subclass says where in `images`, and makes them in `prepare` if need be."""
 
-    use_labels = True
+    measured, use_labels = ImageReference, True
 
     @abstractmethod
     def images(self, folder: Path) -> Path:
@@ -96,12 +108,17 @@ class ImageKind(Kind):
         return dataset
 
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
-        """Measure all images.
+        """Measure all images, or as many as `settings` (an `ImageReference`) say.
 
         The features are in a random order, always the same, so that any number of the first ones is a fair sample of
         images that are sorted by class. An interrupted extraction goes on where it stopped.
         """
         images = open_images(self.images(folder))
+        if settings.num_images is not None:
+            if settings.num_images > len(images):
+                found = f"{self.images(folder)}: holds {len(images)} images"
+                raise InputError(f"{found}, expected the {settings.num_images} of reference.num_images or more")
+            images = images.subset(settings.num_images, seed=0)
         loaded = {name: load(name, device=distributed.device()) for name in detectors}
         order = np.random.default_rng(0).permutation(len(images))
         cache = target / "cache"  # chunks of an unfinished extraction

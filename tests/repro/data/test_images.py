@@ -17,7 +17,7 @@ from repro.data import FEATURES, REFERENCE, ImageDataset
 from repro.data.archives import item_names, labels_entry
 from repro.data.cifar10 import Cifar10
 from repro.data.digits import Digits
-from repro.data.kinds import ImageFiles
+from repro.data.kinds import ImageFiles, ImageReference
 from repro.pixels import encode_png, write_zip
 from tests.metrics.images.cifar10_in_small import COUNT, photographs
 
@@ -61,10 +61,10 @@ def archive(tmp_path: Path) -> Path:
     return write(tmp_path / "own.zip", *photographs())
 
 
-def measure(archive: Path, *names: str) -> Path:
+def measure(archive: Path, *names: str, num_images: int | None = None) -> Path:
     """Folder of the reference."""
-    target = archive.parent / "reference"
-    ImageFiles(str(archive)).measure(archive.parent / "unused", target, names, None, Downloads())
+    target, settings = archive.parent / "reference", ImageReference(num_images)
+    ImageFiles(str(archive)).measure(archive.parent / "unused", target, names, settings, Downloads())
     return target
 
 
@@ -102,6 +102,25 @@ def test_what_is_measured_is_not_measured_again_unless_images_or_classes_change(
     new = features.read(folder / FEATURES)
     np.testing.assert_allclose(new.features["thumbnails"], 255 - old.features["thumbnails"], rtol=1e-5)
     assert list(new.features) == ["thumbnails"]
+
+
+def test_a_number_of_images_is_a_fair_sample_that_is_told_from_all(archive: Path) -> None:
+    folder = measure(archive, "thumbnails")
+    whole, every, seen = references.load(folder / REFERENCE), features.read(folder / FEATURES), Thumbnails.seen
+    folder = measure(archive, "thumbnails", num_images=COUNT // 2)
+    found, kept = references.load(folder / REFERENCE), features.read(folder / FEATURES)
+    assert Thumbnails.seen == seen + COUNT // 2
+    assert whole is not None
+    assert found is not None
+    assert found.digest != whole.digest
+    assert found.require("thumbnails").num_images == len(kept.labels) == COUNT // 2
+    rows = {row.tobytes(): label for row, label in zip(every.features["thumbnails"], every.labels, strict=True)}
+    assert [rows[row.tobytes()] for row in kept.features["thumbnails"]] == kept.labels.tolist()
+    assert len(set(kept.labels)) == 10
+    measure(archive, "thumbnails", num_images=COUNT // 2)
+    assert Thumbnails.seen == seen + COUNT // 2
+    with pytest.raises(InputError, match=rf"own.zip: holds {COUNT} images, expected the 1000 of reference.num_images"):
+        measure(archive, "thumbnails", num_images=1000)
 
 
 def test_a_damaged_reference_is_made_again(archive: Path) -> None:
