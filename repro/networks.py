@@ -67,6 +67,14 @@ def resample(x: Tensor, mode: str) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest") if mode == "up" else x
 
 
+def randn(*shape: int) -> Tensor:
+    """Standard normal values [*shape]; on the device `meta` only the shape.
+
+    There `torch.randn` would import PyTorch's compiler, which takes as long as PyTorch, whenever a network is loaded.
+    """
+    return torch.empty(shape) if torch.get_default_device().type == "meta" else torch.randn(shape)
+
+
 class MPFourier(nn.Module):
     """Magnitude-preserving Fourier features of a scalar (eq. 75): [N] -> [N, num_channels]."""
 
@@ -75,8 +83,8 @@ class MPFourier(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * torch.pi * torch.randn(num_channels))
-        self.register_buffer("phases", 2 * torch.pi * torch.rand(num_channels))
+        self.register_buffer("freqs", randn(num_channels).mul_(2 * torch.pi))
+        self.register_buffer("phases", torch.empty(num_channels).uniform_().mul_(2 * torch.pi))
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -94,7 +102,7 @@ class MPConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int] = ()) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
+        self.weight = nn.Parameter(randn(out_channels, in_channels, *kernel))
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         return convolve(x, self.scaled_weight(gain))
