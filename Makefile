@@ -25,6 +25,9 @@ STUDY  ?= smoke512
 PIECES := $(patsubst %,out/gpu/%.txt,preflight-$(STUDY) tests bench-sampling bench-vae bench-detectors bench-training)
 PIECE  := timeout --signal=TERM --kill-after=30 580
 
+# Every process of tests and stages would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: repro test test-slow torture rehearsal lint bench install gpu gpu-again gpu-study
 .NOTPARALLEL:
 
