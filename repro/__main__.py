@@ -275,10 +275,10 @@ def guide_command(main: str, guides: Texts, data: str, file: Path, detector: str
     again, it repeats nothing.
     """
     study = studies.load()
-    if not study.evaluate.detectors:
+    if not study.evaluate.plain:
         raise InputError(f"{studies.PARAMS}: evaluate.detectors is empty; the search needs one")
     distributed.init()
-    chosen, folder = detector or study.evaluate.detectors[0], out or study.out / "guide"
+    chosen, folder = detector or study.evaluate.plain[0], out or study.out / "guide"
     distributed.print0(search.guide(study, main, guides, data, load(search.SearchSettings, file), chosen, folder))
 
 

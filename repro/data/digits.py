@@ -6,7 +6,7 @@ fresh images as wanted. Distances are measured in the features of a small classi
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,9 @@ class Digits(Kind):
 
     def training(self, folder: Path) -> "Digits":
         return self
+
+    def at_most(self, settings: DigitReference, number: int) -> DigitReference:
+        return replace(settings, num_images=min(settings.num_images, number))
 
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
         """Features of fresh images; for detector `digits` its classifier is trained first, where it does not stand."""

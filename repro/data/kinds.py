@@ -68,6 +68,10 @@ class Kind(ABC):
         """What networks are trained on; `folder` as `prepare` left it. Raises InputError where there is nothing."""
         raise InputError("published statistics are no images to train on; expected another kind of data")
 
+    def at_most(self, settings: Any, number: int) -> Any:
+        """Settings of a reference of at most so many images; the same where their number is not ours to choose."""
+        return settings
+
     @abstractmethod
     def measure(self, folder: Path, target: Path, detectors: list[str], settings: Any, downloads: Downloads) -> None:
         """Leave the reference in `target`: `reference.npz` (statistics of every detector), where there are images also

@@ -104,6 +104,15 @@ def _fetch_vaes(study: Study, paths: Iterable[Path], settings: Downloads) -> Non
         fetch_vae(study, name, settings)
 
 
+def lacking(detector: str, settings: Downloads) -> str:
+    """Why the published weights of a detector cannot be had; empty where they are on this machine now."""
+    try:
+        weights.ensure(detector, settings.offline)
+    except InputError as err:
+        return f"weights of {detector}: {on_one_line(str(err), 300)} on {time.strftime('%Y-%m-%d')}"
+    return ""
+
+
 def obtain(study: Study, guided: Guided) -> None:
     """Fetch the published ones among the networks of a guided network that are not there, and nothing else.
 
@@ -201,9 +210,10 @@ def everything(
         with _noted(failures), folder_lock(folder):
             obtain(folder, settings)
         absent += [f"{path}: {why['']}" for path in sorted(folder.glob(f"*{SUFFIX}")) if (why := read_missing(path))]
-    for detector in study.evaluate.detectors:
+    for detector in study.evaluate.plain:
         with _noted(failures):
             weights.ensure(detector, settings.offline)
+    absent += filter(None, (lacking(part.folder, settings) for part in study.evaluate.parts[1:]))
     return list(work), absent, failures
 
 

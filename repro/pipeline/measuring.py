@@ -50,10 +50,10 @@ def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
         sets = {
             name: FeatureSet.of(x.gather()[:count], x.tags, None if x.labels is None else x.labels[:count])
             for name, x in kept.items()
-            if name in evaluate.detectors
+            if name in evaluate.plain
         }
         reference = replace(reference, features=sets)
-    check_reference(reference, evaluate.detectors, evaluate.options)
+    check_reference(reference, evaluate.plain, evaluate.options)
     return reference
 
 

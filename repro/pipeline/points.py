@@ -17,7 +17,8 @@ from repro.study import Study, parse_seeds
 
 
 class Points:
-    """Measures blocks against a data set of the study, each into a file in `folder` named after all that decides it.
+    """Measures blocks against a data set, each into a file in `folder` named after all that decides it; extra detectors
+    do not look at them.
 
     One that any study holds already (the unguided one of a curve, say) is taken from there. Under torchrun the ranks
     share the shards of each. Shards of features stand until their point is measured, so that an interruption costs one.
@@ -25,14 +26,14 @@ class Points:
 
     def __init__(self, study: Study, data: str, folder: Path) -> None:
         place = study.out / "references" / data
-        self.study, self.folder = study, folder
-        self.reference = load_reference(place, study.evaluate)
-        self.form = FeatureShards(load_detectors(study.evaluate.detectors, place, distributed.device()))
+        self.study, self.folder, self.evaluate = study, folder, study.evaluate.parts[0].evaluate
+        self.reference = load_reference(place, self.evaluate)
+        self.form = FeatureShards(load_detectors(self.evaluate.plain, place, distributed.device()))
         self._number = 0
 
     def measure(self, pair: Pair, block: str, columns: dict[str, Any], description: str) -> Path:
         """The file of rows of one block, with the given columns where it is made now."""
-        evaluate, form, rank = self.study.evaluate, self.form, self._number % distributed.world_size()
+        evaluate, form, rank = self.evaluate, self.form, self._number % distributed.world_size()
         name = point_digest(pair.digest, block, self.reference, evaluate, form.origin)[:16]
         part, self._number = self.folder / f"{name}.csv", self._number + 1
         if not _is_measured(part):

@@ -1,8 +1,9 @@
 """The stages that `dvc.yaml` names: each reads the active study and fills its own output folder, under a lock."""
 
 import functools
+import itertools
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from repro.pipeline import acquire, pulled
 from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, replicates
 from repro.pipeline.points import Points
 from repro.pixels import image_grid
-from repro.rows import MEASURES, REPLICATES, gather_rows, write_replicates, write_rows
+from repro.rows import MEASURES, REPLICATES, Replicate, Row, gather_rows, write_replicates, write_rows
 from repro.sampling.batches import grouped
 from repro.sampling.features import FeatureShards, block_features
 from repro.sampling.pairs import Configuration, Pair, load_pair
@@ -110,9 +111,16 @@ def run_data(study: Study, key: str, item: schema.Data, folder: Path) -> None:
 
 @stage("datasets", "references", "reference")
 def run_reference(study: Study, key: str, item: schema.Data, folder: Path) -> None:
-    """Reference statistics and features of a data set, by every detector of the study."""
+    """Reference statistics and features of a data set, by every detector of the study whose weights can be had."""
     data, downloads = study.out / "data" / key, acquire.downloads(study)
-    item.made.measure(data, folder, study.evaluate.detectors, item.measured, downloads)
+    for part in study.evaluate.parts:
+        reason = acquire.lacking(part.folder, downloads) if part.folder else ""
+        note_missing(folder / part.folder / NOTE, {"": reason} if reason else {})
+        if reason:
+            print(f"{key}: goes on without {reason}", flush=True)
+        else:
+            settings = item.made.at_most(item.measured, part.images) if part.images else item.measured
+            item.made.measure(data, folder / part.folder, part.evaluate.plain, settings, downloads)
 
 
 @stage("train", "networks", "train")
@@ -252,50 +260,76 @@ def run_features(study: Study, key: str, item: schema.Generate, folder: Path) ->
     """Features of one configuration's images, from its shards or in their place, and the first images to be shown."""
     if _is_skipped(study, key, item, folder, FeatureShards({})):
         return
-    samples, device = study.out / "samples" / key, distributed.device()
-    form = FeatureShards(load_detectors(study.evaluate.detectors, study.out / "references" / item.data, device))
+    samples, place, device = study.out / "samples" / key, study.out / "references" / item.data, distributed.device()
     groups = grouped(item.all_seeds(), study.shards.size)
-    if study.shards.keep_images:
-        kept = form.extract([samples / shard_name(members) for members in groups], folder, f"{key} features")
-    else:
-        kept = _sample(study, study_pair(study, item.guided, device), item.all_seeds(), folder, key, form)
+    for part in _had(study, item):
+        form = FeatureShards(load_detectors(part.evaluate.plain, place / part.folder, device))
+        wanted, target = _overlapping(groups, map(parse_seeds, part.blocks(item))), folder / part.folder
+        if study.shards.keep_images:
+            kept = form.extract([samples / shard_name(members) for members in wanted], target, f"{key} features")
+        else:
+            pair, members = study_pair(study, item.guided, device), [*itertools.chain(*wanted)]
+            kept = _sample(study, pair, members, target, key, form)
+        if distributed.rank() == 0:
+            acquire.clear(target, form.suffix, kept)
     if distributed.rank() == 0:
         shown = groups[0] if study.shards.keep_images else groups[0][:PREVIEW]
         manifest, images = read_shard(samples / shard_name(shown), limit=PREVIEW)
         image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
         labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
         write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
-        acquire.clear(folder, form.suffix, [*kept, folder / PREVIEW_FILE])
+
+
+def _had(study: Study, item: schema.Generate) -> list[schema.Part]:
+    """The parts of what a study measures whose detectors had their weights when the reference was made."""
+    place = study.out / "references" / item.data
+    return [part for part in study.evaluate.parts if not read_missing(place / part.folder / NOTE)]
+
+
+def _overlapping(groups: Sequence[list[int]], blocks: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Those of groups of seeds that overlap with blocks, all ascending."""
+    ends = [(block[0], block[-1]) for block in blocks]
+    return [group for group in groups if any(first <= group[-1] and group[0] <= last for first, last in ends)]
 
 
 @stage("generate", "results", "evaluate")
 def run_evaluate(study: Study, key: str, item: schema.Generate, folder: Path) -> None:
     """Every metric of one configuration, per seed block, from its features."""
-    reason = acquire.not_possible(study, item.guided)
-    note_missing(folder / NOTE, {"": reason} if reason else {})
+    reason, place = acquire.not_possible(study, item.guided), study.out / "references" / item.data
+    lost = {part.folder: read_missing(place / part.folder / NOTE) for part in study.evaluate.parts}
+    note_missing(folder / NOTE, {"": reason} if reason else {name: why[""] for name, why in lost.items() if why})
     if reason:
         write_rows(folder / MEASURES, [])
         write_replicates(folder / REPLICATES, [])
         return
-    evaluate, features, place = study.evaluate, study.out / "features" / key, study.out / "references" / item.data
-    reference, shards = load_reference(place, evaluate), grouped(item.all_seeds(), study.shards.size)
-    networks = load_detectors(evaluate.detectors, place, torch.device("cpu")) if evaluate.options.needs_network else {}
+    rows, paired = list[Row](), list[Replicate]()
+    for part in _had(study, item):
+        found = _evaluate(study, key, replace(item, seeds=part.blocks(item)), part)
+        rows, paired = rows + found[0], paired + found[1]
+    write_replicates(folder / REPLICATES, paired)
+    write_rows(folder / MEASURES, rows)
+    for name in (PREVIEW_FILE, GRID):
+        link_or_copy(study.out / "features" / key / name, folder / name)
+    print(*(f"{key} {row.block}: {row.metric} {row.value:.6g}" for row in rows), sep="\n")
+
+
+def _evaluate(study: Study, key: str, item: schema.Generate, part: schema.Part) -> tuple[list[Row], list[Replicate]]:
+    """What one part measures of the seed blocks of a configuration."""
+    evaluate, place = part.evaluate, study.out / "references" / item.data / part.folder
+    features, shards = study.out / "features" / key, grouped(study.generate[key].all_seeds(), study.shards.size)
+    reference = load_reference(place, evaluate)
+    networks = load_detectors(evaluate.plain, place, torch.device("cpu")) if evaluate.options.needs_network else {}
 
     def kept(seeds: Sequence[int]) -> tuple[Manifest, dict[str, FeatureSet]]:
-        inside = [shard for shard in shards if shard[0] <= seeds[-1] and seeds[0] <= shard[-1]]
-        return block_features([features / shard_name(shard, FeatureShards.suffix) for shard in inside], seeds)
+        names = [shard_name(shard, FeatureShards.suffix) for shard in _overlapping(shards, [seeds])]
+        return block_features([features / part.folder / name for name in names], seeds)
 
     rows = []
     for block in item.seeds:
         common = {"study": study.study, "configuration": key, "method": item.method, "block": block}
         rows += measured_rows(*kept(parse_seeds(block)), reference, evaluate, networks, common)
-    seeds = item.all_seeds()
-    paired = replicates(key, lambda some: kept(some)[1], seeds, reference, evaluate, networks)
-    write_replicates(folder / REPLICATES, paired)
-    write_rows(folder / MEASURES, rows)
-    for name in (PREVIEW_FILE, GRID):
-        link_or_copy(features / name, folder / name)
-    print(*(f"{key} {row.block}: {row.metric} {row.value:.6g}" for row in rows), sep="\n")
+    paired = replicates(key, lambda some: kept(some)[1], item.all_seeds(), reference, evaluate, networks)
+    return rows, [*paired]
 
 
 @stage("sweeps", "results", "sweep")

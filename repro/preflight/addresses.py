@@ -15,7 +15,7 @@ from repro.study.counting import published, shape_of
 from repro.study.rates import Finding
 
 REMEDY = "`repro doctor` says which hosts can be reached; `sources` and `hub` of the study may name mirrors"
-UNPROVEN = "nobody has confirmed that it is public; what needs it will be called not possible, and the rest goes on"
+OPTIONAL = "the study does not rely on it: what needs it will be called not possible, and the rest goes on"
 
 
 def check_addresses(setting: Setting) -> Iterator[Finding]:
@@ -33,12 +33,12 @@ def check_addresses(setting: Setting) -> Iterator[Finding]:
             with folder_lock(folder):
                 path = obtain(acquire.downloads(study))
         except InputError as err:
-            yield skipped(about, f"{err}: {UNPROVEN}") if optional else failed(about, str(err), REMEDY)
+            yield skipped(about, f"{err}: {OPTIONAL}") if optional else failed(about, str(err), REMEDY)
             continue
         seconds, came = time.monotonic() - began, max(_size(folder) - before, 0)
         if path is not None and (missing := read_missing(path)):
             why = missing[""]
-            yield skipped(about, f"{why}: {UNPROVEN}") if optional else failed(about, why, REMEDY)
+            yield skipped(about, f"{why}: {OPTIONAL}") if optional else failed(about, why, REMEDY)
         else:
             yield passed(about, f"{came / 1e6:,.1f} MB in {seconds:.1f} s" if came else "is here already, and sound")
 
@@ -59,10 +59,10 @@ def _kinds(study: Study) -> Iterator[tuple[str, Path, bool, Obtain]]:
     if any(recipe is not None and shape_of(recipe).latent for recipe in recipes):
         name = StabilityVAEEncoder.vae_name
         yield f"VAE {name}", vae_folder(name), False, lambda settings: acquire.fetch_vae(study, name, settings)
-    for detector in study.evaluate.detectors:
+    for detector in study.evaluate.all_detectors:
         if detector in WEIGHTS:
-            path = locate(detector)
-            yield f"weights of {detector}", path.parent if path else cache_folder(), False, _weights(detector)
+            path, extra = locate(detector), detector not in study.evaluate.plain
+            yield f"weights of {detector}", path.parent if path else cache_folder(), extra, _weights(detector)
 
 
 def _sets(study: Study) -> dict[str, dict[str, Networks]]:

@@ -89,7 +89,7 @@ def _draw_data(study: Study, data: str, rows: pd.DataFrame, chosen: list[Preview
     if pair["metric"].nunique() == 2:
         shown = Figure(f"{data}-scatter", "FID against FD_DINOv2", "Least of the seed blocks.")
         yield shown, figures.draw_scatter(pair, "fid", "fd_dinov2"), pair
-    for detector in study.evaluate.detectors:
+    for detector in study.evaluate.all_detectors:
         axes = [qualified(value, detector) for value in ("recall", "precision")]
         both = rows[rows["metric"].isin(axes)][[*POINT, "mean"]]
         if both["metric"].nunique() == 2 and both["configuration"].nunique() > 2:
@@ -120,7 +120,7 @@ def _draw_curves(study: Study, curves: pd.DataFrame) -> Iterator[Drawn]:
         labels = {key: label for key, label in family.items() if key in set(points["configuration"])}
         shown = Figure("-".join(filter(None, ["sensitivity", figure, only])), title, f"{caption} {bands}")
         yield shown, figures.draw_curves(points, labels, xlabel), points
-        for detector in study.evaluate.detectors if shown.name == "sensitivity-guidance" else []:
+        for detector in study.evaluate.plain if shown.name == "sensitivity-guidance" else []:
             axes = [qualified(value, detector) for value in ("recall", "precision")]
             pair = points[points["metric"].isin(axes)]
             if pair["metric"].nunique() == 2:

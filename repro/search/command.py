@@ -33,7 +33,7 @@ def guide(
         data: data set measured against, an id or a folder as the stage `reference` leaves it.
         detector: whose Fréchet distance is minimised.
     """
-    known(f"detectors of study {study.study}", detector, study.evaluate.detectors)
+    known(f"detectors of study {study.study}", detector, study.evaluate.plain)
     _check_seeds(study, settings)
     networks = Networks(study, main, guides, folder / "networks")
     space = networks.space(settings)

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from repro.guidance import Guided
 from repro.streams import parse_seeds
 from repro.study.counting import Shape, behind, count, published, shape_of, trained
 from repro.study.rates import BESIDE, PARTS, VAE_GFLOPS, Rates, Record, Sampled, Task, training_rate
-from repro.study.schema import Generate, Study, Sweep, Tuned
+from repro.study.schema import Generate, Part, Study, Sweep, Tuned
 from repro.training.config import TrainingConfig
 from repro.training.recipes import LABELS, Recipe
 
@@ -120,7 +120,8 @@ def _configuration(study: Study, key: str, item: Generate) -> Iterator[Stage]:
     number, keeps = len(item.all_seeds()), study.shards.keep_images
     sampling, features = Stage(f"generate@{key}", number), Stage(f"features@{key}")
     (sampling if keeps else features).work.update(_sampling(study, item.guided.active, number))
-    features.disk_gb = number * sum(FEATURE_BYTES.get(name, 0) for name in study.evaluate.detectors) / 1e9
+    looked = [(name, _looked(part, item)) for part in study.evaluate.parts for name in part.evaluate.plain]
+    features.disk_gb = sum(FEATURE_BYTES.get(name, 0) * images for name, images in looked) / 1e9
     if main := behind(study, item.guided.main):
         if keeps:
             size = BYTES.get(main.side, PNG * main.side**2 * main.image_channels)
@@ -128,7 +129,7 @@ def _configuration(study: Study, key: str, item: Generate) -> Iterator[Stage]:
             image, label = (main.side, main.image_channels), _pixels(main)
             sampling.work[Task("png", label, image)] += number
             features.work[Task("decoding", label, image)] += number
-        features.work.update(_detecting(study, main, number))
+        features.work.update(_detecting(main, looked))
     yield sampling
     yield features
 
@@ -144,7 +145,7 @@ def _tuned(study: Study, key: str, item: Tuned) -> Stage:
         stage.work.update(part.work)
     stage.work.update(_sampling(study, typical, trials))
     if main := behind(study, item.guided.main):
-        stage.work.update(_detecting(study, main, trials))
+        stage.work.update(_detecting(main, [(name, trials) for name in study.evaluate.plain]))
     return stage
 
 
@@ -159,7 +160,7 @@ def _curve(study: Study, key: str, sweep: Sweep, seen: set[str]) -> Stage:
         stage.images += number
         stage.work.update(_sampling(study, guided, number))
         if main := behind(study, guided.main):
-            stage.work.update(_detecting(study, main, number))
+            stage.work.update(_detecting(main, [(name, number) for name in study.evaluate.plain]))
     return stage
 
 
@@ -183,10 +184,15 @@ def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, int]:
     return amounts
 
 
-def _detecting(study: Study, shape: Shape, images: int) -> Mapping[Task, int]:
+def _looked(part: Part, item: Generate) -> int:
+    """At how many images of a configuration the detectors of a part look."""
+    return len({seed for block in part.blocks(item) for seed in parse_seeds(block)})
+
+
+def _detecting(shape: Shape, looked: Iterable[tuple[str, int]]) -> Mapping[Task, int]:
+    """By every detector at so many images."""
     image = (shape.side, shape.image_channels)
-    names = study.evaluate.detectors
-    return {Task("features", f"{name}, {_pixels(shape)}", (name, *image)): images for name in names}
+    return {Task("features", f"{name}, {_pixels(shape)}", (name, *image)): images for name, images in looked}
 
 
 def _pixels(shape: Shape) -> str:

@@ -1,5 +1,6 @@
 """What a study asks for: the typed schema of `params.yaml` and of `studies/NAME.yaml`, strict to the leaves."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -333,10 +334,26 @@ class Waived:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A detector that looks at few images of each configuration, and at no curve and no trial.
+
+    Where its weights cannot be had, the study says so and goes on without.
+    """
+
+    #: Name of the detector.
+    extra: str
+    #: At most so many images: seed blocks from the first on, whole; and of real ones where any number can be drawn.
+    images: int
+
+    def __post_init__(self) -> None:
+        positive(self, "images")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """What is measured for every configuration."""
 
-    detectors: list[str] = field(default_factory=list)
+    detectors: list[str | Extra] = field(default_factory=list)
     #: Names of `metrics.measure.METRICS`.
     metrics: list[str] = field(default_factory=lambda: ["fd"])
     #: Real features used by the neighbour metrics.
@@ -348,13 +365,13 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         positive(self, "num_real")
-        for name in self.detectors:
+        for name in self.all_detectors:
             DETECTORS[name]
         for name in self.metrics:
             if not METRICS[name].values or METRICS[name].needs_beside:
                 lack = "compares with further sets" if METRICS[name].values else "is not of whole sets of images"
                 raise InputError(f"metric '{name}' {lack}; `metrics evaluate` measures it")
-        for names in (self.detectors, self.metrics):
+        for names in (self.all_detectors, self.metrics):
             if len(set(names)) < len(names):
                 raise InputError(f"{names}: names one twice")
 
@@ -364,9 +381,50 @@ class Evaluate:
         return Options(tuple(self.metrics), k=self.k, k_density=self.k_density)
 
     @property
+    def all_detectors(self) -> list[str]:
+        """Names of the detectors, extra ones among them."""
+        return [item.extra if isinstance(item, Extra) else item for item in self.detectors]
+
+    @property
+    def plain(self) -> list[str]:
+        """Names of the detectors that look at everything."""
+        return [item for item in self.detectors if isinstance(item, str)]
+
+    @property
     def names(self) -> list[str]:
         """Full names of everything that is measured."""
-        return [name for detector in self.detectors for name in value_names(self.metrics, detector)]
+        return [name for detector in self.all_detectors for name in value_names(self.metrics, detector)]
+
+    @property
+    def parts(self) -> "list[Part]":
+        """What is measured of the same images: by the plain detectors together, then by each extra one."""
+        extras = [item for item in self.detectors if isinstance(item, Extra)]
+        apart = [Part(item.extra, self._of([item.extra]), item.images) for item in extras]
+        return [Part("", self._of(self.plain)), *apart]
+
+    def _of(self, names: list[str]) -> "Evaluate":
+        """The same of some detectors, without metrics that are defined in the features of others."""
+        others = {*self.all_detectors} - {*names}
+        return replace(self, detectors=[*names], metrics=[x for x in self.metrics if METRICS[x].detector not in others])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What detectors measure that look at the same images."""
+
+    #: Below those of the whole, where its reference and features lie: the extra detector's name.
+    folder: str
+    evaluate: Evaluate
+    #: See `Extra`; None: all.
+    images: int | None = None
+
+    def blocks(self, item: Generate) -> list[str]:
+        """Seed blocks of a configuration that are measured; raises InputError where not even one may be."""
+        ends = itertools.accumulate(len(parse_seeds(block)) for block in item.seeds)
+        found = [block for block, end in zip(item.seeds, ends, strict=True) if end <= (self.images or end)]
+        if not found:
+            raise InputError(f"{self.folder} looks at {self.images} images, fewer than seed block {item.seeds[0]} has")
+        return found
 
 
 @dataclass(frozen=True)
@@ -435,13 +493,17 @@ class Study:
             raise InputError(f"waived.{key}: is also in generate; remove one of them")
         if self.tuned:
             self._check_tuning()
+        for part, (key, sampled) in itertools.product(self.evaluate.parts, self.sampled.items()):
+            with located(f"evaluate.detectors: {key}"):
+                part.blocks(sampled)
 
     def _check_tuning(self) -> None:
         """What is tuned is so on seeds that nothing is judged by, for something that is measured."""
         if self.tuning is None:
             raise InputError("missing key tuning: tuned needs seeds, trials and metric")
-        if self.tuning.metric not in self.evaluate.names:
-            measured = nearest(self.tuning.metric, self.evaluate.names)
+        searched = self.evaluate.parts[0].evaluate.names
+        if self.tuning.metric not in searched:
+            measured = nearest(self.tuning.metric, searched)
             raise InputError(f"tuning.metric: '{self.tuning.metric}' is not measured (evaluate){measured}")
         for key, item in self.sampled.items():
             if not set(item.all_seeds()).isdisjoint(parse_seeds(self.tuning.seeds)):

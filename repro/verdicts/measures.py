@@ -121,10 +121,11 @@ def refuse_gaps(study: Study) -> None:
         )
 
 
-def why_missing(study: Study, entry: str, value: float | None = None) -> str:
-    """Why there is nothing of an entry, or of one place on its curve; empty where nothing is missing for good."""
+def why_missing(study: Study, entry: str, place: float | str = "") -> str:
+    """Why there is nothing of an entry, or of a place on its curve or in the features of an extra detector; empty where
+    nothing is missing for good."""
     found = read_missing(result_file(study, entry).with_name(NOTE))
-    return found.get("" if value is None else f"{value:g}", "")
+    return found.get(place if isinstance(place, str) else f"{place:g}", "")
 
 
 def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
@@ -139,29 +140,34 @@ def summarise(study: Study, found: pd.DataFrame) -> pd.DataFrame:
         ours = section[section["configuration"] == place["configuration"]]
         if "axis" in place:
             ours = ours[ours["axis_value"] == place["axis_value"]]
-        absent = {"reason": "not measured" if result_file(study, entry).exists() else "not run"}
-        if why := why_missing(study, entry, place.get("axis_value")):
-            absent = {"reason": f"not possible: {why}"}
-        names = TOY_NAMES if entry in study.toy else study.evaluate.names
-        for name in dict.fromkeys([*names, *section["metric"]]):
-            group = ours[ours["metric"] == name]
-            rows.append({**place, "metric": name, **(_statistics(group, blocks) if len(group) else absent)})
+        measured, whole = result_file(study, entry).exists(), why_missing(study, entry, place.get("axis_value", ""))
+        for name in dict.fromkeys([*blocks, *section["metric"]]):
+            group, planned = ours[ours["metric"] == name], blocks.get(name, (1, ""))
+            why = whole or (planned[1] and why_missing(study, entry, planned[1]))
+            absent = f"not possible: {why}" if why else "not measured" if measured else "not run"
+            rows.append(
+                {**place, "metric": name, **(_statistics(group, planned[0]) if len(group) else {"reason": absent})}
+            )
     return pd.DataFrame(rows, columns=SUMMARY)
 
 
-def _planned(study: Study) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Id, number of seed blocks, and what a summary says of every configuration and place on a curve before it is
-    measured, in the study's order."""
+def _planned(study: Study) -> Iterator[tuple[str, dict[str, tuple[int, str]], dict[str, Any]]]:
+    """Of every configuration and place on a curve before it is measured, in the study's order: id, metric -> number of
+    seed blocks and the extra detector, if it is one's, and what a summary says of it."""
+    parts = study.evaluate.parts
     for key, toy in study.toy.items():
         for method in toy.methods:
-            yield key, len(toy.sampling_seeds), {"section": "toy", "configuration": f"{key}-{method}", "method": method}
+            row = {"section": "toy", "configuration": f"{key}-{method}", "method": method}
+            yield key, dict.fromkeys(TOY_NAMES, (len(toy.sampling_seeds), "")), row
     for key, item in study.sampled.items():
         row = {"section": "generate", "configuration": key, "method": item.method}
-        yield key, len(item.seeds), row | settings(study.spelt_out(item.guided))
+        blocks = {name: (len(part.blocks(item)), part.folder) for part in parts for name in part.evaluate.names}
+        yield key, blocks, row | settings(study.spelt_out(item.guided))
     for key, sweep in study.sweeps.items():
         row = {"section": "sweeps", "configuration": key, "method": sweep.method, "axis": sweep.axis}
+        blocks = dict.fromkeys(parts[0].evaluate.names, (len(sweep.seeds), ""))
         for value in sweep.values:
-            yield key, len(sweep.seeds), row | {"axis_value": value} | settings(study.spelt_out(sweep.at(value)))
+            yield key, blocks, row | {"axis_value": value} | settings(study.spelt_out(sweep.at(value)))
 
 
 def _statistics(group: pd.DataFrame, planned: int) -> dict[str, Any]:
@@ -198,7 +204,7 @@ def dvc_metrics(study: Study, summary: pd.DataFrame) -> dict[str, dict[str, floa
     """
     cells = [(key, claim.metric) for claim in study.claims for key in (claim.better, claim.than)]
     cells += [(key, item.metric) for key, item in study.published.items()]
-    cells += [(key, space(name).distance) for name in study.evaluate.detectors[:1] for key in study.sampled]
+    cells += [(key, space(name).distance) for name in study.evaluate.plain[:1] for key in study.sampled]
     rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()]
     means = rows.set_index(["configuration", "metric"])["mean"]
     found: dict[str, dict[str, float]] = {}

@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+import tests.rehearsal.standin  # noqa: F401, registers detectors
+from metrics.detectors import weights
 from metrics.files import InputError, transfers
 from repro import report as reporting
 from repro import snapshots
@@ -483,6 +485,90 @@ def test_a_weight_needs_a_guide(first: Study) -> None:
     pair = stages.study_pair(first, first.generate["unguided"].guided, torch.device("cpu"))
     with pytest.raises(InputError, match=r"guidance 2\.0 needs a guide"):
         pair.at(2.0)
+
+
+EXTRA = {"extra": "stand-in-inception", "images": 8}
+
+
+def test_an_extra_detector_looks_at_few_images_and_at_no_curve(
+    first: Study, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the others measure stays as it is, to the bits; N stands beside each."""
+    for key in ("unguided", "autoguidance"):
+        stages.run_generate(first, key)
+        measure(first, key)
+    alone = {key: measures(first, key) for key in first.generate}
+    evaluate = raw(golden, "first")["evaluate"]
+    more = study(golden, evaluate=evaluate | {"detectors": ["digits", EXTRA]})
+    before = (first.out / "references/digits/reference.npz").read_bytes()
+    stages.run_reference(more, "digits")
+    assert (first.out / "references/digits/reference.npz").read_bytes() == before
+    for key in more.generate:
+        measure(more, key)
+        found = measures(more, key)
+        ours = found["detector"] == "digits"
+        pd.testing.assert_frame_equal(found[ours], alone[key])
+        assert set(found[~ours]["metric"]) == {
+            "fid_meaningless",
+            *(f"{x}_{EXTRA['extra']}" for x in ("precision", "recall")),
+        }
+        assert set(zip(found[~ours]["block"], found[~ours]["num_images"], strict=True)) == {("0-7", 8)}
+    stages.run_sweep(more, "cfg-weight")
+    assert set(measures(more, "cfg-weight")["detector"]) == {"digits"}
+    kept = more.out / "features/unguided" / EXTRA["extra"]
+    assert sorted(path.stem for path in kept.glob("*.npz")) == ["000000-000005", "000006-000011"]  # whole shards
+    reference = np.load(more.out / "references/digits" / EXTRA["extra"] / "features.npz")
+    assert {len(reference[name]) for name in reference.files if reference[name].ndim == 2} == {8}
+    table = reporting.report(replace(more, sweeps={})) / "digits.md"
+    heads, _, *lines = ([x.strip() for x in line.split("|")[1:-1]] for line in table.read_text().splitlines() if line)
+    places = [heads.index("FD_digits ↓") - 1, heads.index("fid meaningless ↓") - 1]
+    assert [heads[place] for place in places] == ["N", "N"]
+    assert {tuple(line[place] for place in places) for line in lines} == {("2 × 8", "8")}
+    # Without images it samples them once more, to the same features.
+    bare = replace(more, shards=replace(more.shards, keep_images=False))
+    looked = {path.name: features.read(path).features[EXTRA["extra"]] for path in kept.glob("*.npz")}
+    shutil.rmtree(more.out / "features")
+    measure(bare, "unguided")
+    assert all(np.array_equal(features.read(kept / name).features[EXTRA["extra"]], x) for name, x in looked.items())
+
+
+def test_a_study_goes_on_without_an_extra_detector_whose_weights_cannot_be_had(
+    first: Study, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so where it finds out and in the report, and has all else; with the weights there, it has that too."""
+    missing = {EXTRA["extra"]: (weights.Weights("stand-in.pth", ("https://nowhere.invalid/stand-in.pth",)),)}
+    extra = study(golden, evaluate=raw(golden, "first")["evaluate"] | {"detectors": ["digits", EXTRA]}, sweeps={})
+
+    def run_all() -> str:
+        stages.run_reference(extra, "digits")
+        for key in extra.generate:
+            stages.run_generate(extra, key)
+            measure(extra, key)
+        assert published.verify(extra) == 0
+        return (reporting.report(extra) / "digits.md").read_text()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "WEIGHTS", weights.WEIGHTS | missing)
+        patch.setenv("REPRO_OFFLINE", "1")
+        without = run_all()
+        absent, failures = acquire.everything(extra, offline=True)[1:]
+    assert "digits: goes on without weights of stand-in-inception: offline" in capsys.readouterr().out
+    assert (
+        "unguided, autoguidance: not possible: weights of stand-in-inception: offline, and 1 files are missing"
+        in without
+    )
+    assert {*measures(extra, "unguided")["detector"]} == {"digits"}
+    assert (absent, failures) == ([results.why_missing(extra, "unguided", EXTRA["extra"])], [])
+    assert "not possible" not in run_all()
+    assert {*measures(extra, "unguided")["detector"]} == {"digits", EXTRA["extra"]}
+
+
+def test_an_extra_detector_that_looks_at_less_than_a_block_is_refused(golden: Path) -> None:
+    evaluate = raw(golden, "first")["evaluate"] | {"detectors": ["digits", EXTRA | {"images": 7}]}
+    with pytest.raises(
+        InputError, match="unguided: stand-in-inception looks at 7 images, fewer than seed block 0-7 has"
+    ):
+        study(golden, evaluate=evaluate)
 
 
 def test_a_model_of_the_user_s_own_is_what_its_weights_are(

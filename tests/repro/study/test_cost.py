@@ -160,6 +160,14 @@ def test_a_point_of_two_curves_is_sampled_once() -> None:
     assert points == 2 * 256 + 3 * 64  # both configurations, and weights 1, 1.5 and 2
 
 
+def test_an_extra_detector_costs_its_images_alone() -> None:
+    raw = materials.study()
+    extra = {"detectors": ["digits", {"extra": "inception", "images": 128}]}
+    tables = [cost.cost(build(Study, raw | {"evaluate": raw["evaluate"] | more})).parts for more in ({}, extra)]  # type: ignore[operator]
+    looked = [found.query("part == 'features'").set_index("subject")["amount"].to_dict() for found in tables]
+    assert looked[1] == looked[0] | {"inception, 16 x 16 x 1": 2 * 128}  # of 256 each, in blocks of 128
+
+
 def test_ready_made_files_have_about_the_published_size() -> None:
     """Facts: 128 XS pickles are 29.8 GB (238 MB each, MiB and MB apart)."""
     table = cost.cost(load("imagenet512")).stages.set_index("stage")
