@@ -12,6 +12,7 @@ from metrics.files import InputError, write_csv, write_text
 from metrics.names import Name, named
 from repro.report.views import MOODS, Cell, Column, View, tex_escape, to_html, to_latex, to_markdown
 from repro.rows import TEXTS
+from repro.study import Order
 
 TRUE = "true"  # what competes with no method for the best value of a table
 LABELS = {TRUE: "true samples", "unguided": "no guidance", "cfg": "CFG", "interval": "CFG + interval"}
@@ -178,6 +179,44 @@ def claims_view(rows: pd.DataFrame) -> View:
         claim = row["claim"] + (f" ({row['configuration']})" if repeated else "")
         lines.append([Cell(claim), _verdict(row), Cell(name.label), *values, interval, p])
     return View(columns, lines)
+
+
+def order_rows(order: Order, summary: pd.DataFrame) -> pd.DataFrame:
+    """Methods, best published first, x training seeds: mean over seed blocks, and places in the order of the metric."""
+    better = named(order.metric).better
+    means = summary[summary["metric"] == order.metric].set_index("configuration")["mean"]
+    rows = pd.DataFrame(
+        {
+            "method": method,
+            "published": item.published,
+            "training_seed": number,
+            "configuration": key,
+            "mean": means.get(key),
+        }
+        for method, item in order.methods.items()
+        for number, key in enumerate(item.here, 1)
+    ).astype({"mean": float})
+    of_seed = rows.groupby("training_seed")
+    rows["published_place"] = of_seed["published"].rank("min", ascending=better < 0)
+    rows["place"] = of_seed["mean"].rank("min", ascending=better < 0)
+    return rows.assign(metric=order.metric).sort_values(["published_place", "training_seed"], kind="stable")
+
+
+def order_view(rows: pd.DataFrame) -> View:
+    """Methods x the paper and every training seed (`order_rows`): each value, and in brackets its place."""
+    name, seeds = metric(rows["metric"].iloc[0]), rows["training_seed"].unique()
+    heads = ["in the paper", *(f"training seed {number}" for number in seeds)]
+    columns = [Column("method", numeric=False), *(Column(head, block=name.label + name.arrow) for head in heads)]
+    lines = []
+    for method, group in rows.groupby("method", sort=False):
+        first = group.iloc[0]
+        places = [(first["published"], first["published_place"]), *zip(group["mean"], group["place"], strict=True)]
+        lines.append([Cell(method_label(str(method))), *(_placed(*each, name.decimals) for each in places)])
+    return View(columns, lines)
+
+
+def _placed(value: float, place: float, decimals: int) -> Cell:
+    return Cell("–") if pd.isna(value) else Cell(f"{value:.{decimals}f} ({place:.0f})", float(value), bool(place == 1))
 
 
 def published_rows(cells: pd.DataFrame, summary: pd.DataFrame, table: str) -> pd.DataFrame:

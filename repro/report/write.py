@@ -24,8 +24,10 @@ CAPTIONS = {
     "paper optimises weight w and EMA lengths for FID and for FD_DINOv2 apart. The best value of each block is marked.",
     "claims": "Difference over all seeds, paired by seed, ± its standard error (jackknife over groups of seeds), with "
     "its own 95% interval. A claim is decided where p, corrected for the number of claims (Holm), is at most 0.05; for "
-    "distances p is that of the difference at infinitely many images. A verdict speaks of these networks; only other "
-    "training seeds speak of the method.",
+    "distances p is that of the difference at infinitely many images. A verdict speaks of these networks; only one "
+    "over several training seeds, whose error is that of the mean of their differences, speaks of the method.",
+    "order": "Mean over seed blocks for each training seed, and its place among the methods; the paper's values are of "
+    "other data, so that the order alone compares.",
     "toy": "The paper's 2D example (class A), mean ± standard deviation over sampling seeds. Outliers: share of "
     "samples outside the contour that holds 99% of the true mass; JSD: Jensen-Shannon divergence of the assignment to "
     "components, or to branches.",
@@ -58,6 +60,7 @@ def report(study: Study, partial: bool = False) -> Path:
     rows = {
         **{name: tables.published_rows(cells, summary, name) for name in cells["table"].unique()},
         "claims": tested,
+        **({"order": tables.order_rows(study.order, summary)} if study.order else {}),
         "toy": measured[measured["section"] == "toy"],
         **{data: images[images["configuration"].isin(ids)] for data, ids in measures.generated(study).items()},
         "tuning": measures.trials(study),
@@ -90,6 +93,7 @@ def _list(folder: Path, others: set[str]) -> None:
 def study_tables(study: Study) -> list[Table]:
     """The tables that a study has, in the order of the report."""
     title, judges = "Measured and published", "published values"
+    order = f"{CAPTIONS['order']} The paper's: {study.order.source}." if study.order else ""
     places = [item.table for item in study.published.values()] + [item.table for item in study.waived.values()]
     toy = Table("toy", "2D example", CAPTIONS["toy"], tables.configurations_view)
     tuning = Table("tuning", "Tuning", CAPTIONS["tuning"], tables.tuning_view)
@@ -97,6 +101,7 @@ def study_tables(study: Study) -> list[Table]:
     return [
         *(Table(name, title, CAPTIONS["published"], tables.published_view, judges) for name in dict.fromkeys(places)),
         Table("claims", "Claims", CAPTIONS["claims"], tables.claims_view, judges="claims"),
+        *([Table("order", "Order of methods", order, tables.order_view)] if study.order else []),
         *([toy] if study.toy else []),
         *(
             Table(data, f"Generated images: {data}", CAPTIONS["images"], tables.configurations_view)

@@ -10,6 +10,7 @@ from repro.study.schema import (
     Evaluate,
     Generate,
     Networks,
+    Order,
     Published,
     Study,
     Sweep,
@@ -20,5 +21,5 @@ from repro.study.schema import (
 
 __all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "new", "parse_seeds", "purpose"]
 __all__ += ["study_path", "use"]
-__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Published", "Study", "Sweep"]
-__all__ += ["Tuned", "Waived"]
+__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Order", "Published", "Study"]
+__all__ += ["Sweep", "Tuned", "Waived"]

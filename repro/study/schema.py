@@ -262,11 +262,16 @@ class Sweep(Generate):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that one configuration does better than another in a metric."""
+    """A claim that one configuration does better than another in a metric; or that a method does.
 
-    #: Id of a configuration; of the 2D example TOY-METHOD.
-    better: str = field(metadata={"of": "configurations"})
-    than: str = field(metadata={"of": "configurations"})
+    Of a method there are several configurations, each trained from another seed, and what counts is how far their
+    differences spread. Of one of each what counts is how far sampling seeds move the difference.
+    """
+
+    #: Id of a configuration; of the 2D example TOY-METHOD. Several: one for each training seed.
+    better: str | list[str] = field(metadata={"of": "configurations"})
+    #: The same; as many.
+    than: str | list[str] = field(metadata={"of": "configurations"})
     #: Full name, see `metrics.names`.
     metric: str
     #: Who claims it: paper, section.
@@ -283,6 +288,48 @@ class Claim:
             raise InputError(f"metric '{self.metric}': no direction is better, so nothing can be claimed")
         if self.within is not None and self.by:
             raise InputError("expected one of by and within, found both")
+        several = isinstance(self.better, list)
+        if several != isinstance(self.than, list) or len(_listed(self.better)) != len(_listed(self.than)):
+            raise InputError("better and than: expected one id each, or lists of the same length")
+        if several and not 1 < len(self.better) == len({*self.better}):
+            raise InputError(f"better is {self.better}, expected two or more different ids, one for each training seed")
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each configuration and the one that it is compared with, by training seed."""
+        return [*zip(_listed(self.better), _listed(self.than), strict=True)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A method among others."""
+
+    #: Its published value.
+    published: float
+    #: Its configurations here, one for each training seed.
+    here: list[str] = field(metadata={"of": "configurations"})
+
+
+@dataclass(frozen=True)
+class Order:
+    """Methods in the order of a metric, here and as published of other data, whose values are no match for ours."""
+
+    metric: str
+    #: Where the values are published, and of what.
+    source: str
+    #: By name.
+    methods: dict[str, Ranked]
+
+    def __post_init__(self) -> None:
+        if not named(self.metric).better:
+            raise InputError(f"metric '{self.metric}': no direction is better, so nothing can be ordered")
+        numbers = {len(item.here) for item in self.methods.values()}
+        if len(numbers) != 1 or 0 in numbers:
+            raise InputError("methods: expected as many configurations of each as there are training seeds")
 
 
 @dataclass(frozen=True)
@@ -456,6 +503,8 @@ class Study:
     claims: list[Claim] = field(default_factory=list)
     #: The same about its curves.
     curve_claims: list[CurveClaim] = field(default_factory=list)
+    #: A table of the report, of the order of methods beside a published one.
+    order: Order | None = None
     #: Base addresses of published files (http, https or file), tried in turn; no stage runs again for another.
     sources: list[str] = field(default_factory=lambda: [PUBLISHED])
     #: The same for the VAE of networks in latent space.
@@ -482,6 +531,7 @@ class Study:
         dicts, lists = ("train", "reconstruct", "generate", "tuned", "sweeps"), ("claims", "curve_claims")
         entries = {f"{name}.{key}": item for name in dicts for key, item in getattr(self, name).items()}
         entries |= {f"{name}[{i}]": item for name in lists for i, item in enumerate(getattr(self, name))}
+        entries |= {f"order.methods.{key}": item for key, item in (self.order.methods if self.order else {}).items()}
         for where, item in entries.items():
             self._check_names(where, item)
         for key in self.published:
@@ -520,9 +570,9 @@ class Study:
     def _check_names(self, where: str, item: Any) -> None:
         """Whatever an entry names as `of` a part of the study is there, and the sampler has its interval."""
         for f in fields(item):
-            value = getattr(item, f.name)
-            if "of" in f.metadata and isinstance(value, str):
-                known(f"{where}.{f.name}", value, getattr(self, f.metadata["of"]))
+            for value in _listed(getattr(item, f.name)) if "of" in f.metadata else []:
+                if isinstance(value, str):
+                    known(f"{where}.{f.name}", value, getattr(self, f.metadata["of"]))
         if isinstance(item, Generate):
             known(f"{where}.main", item.guided.main.split("/")[0], self.network_sets - self.blends.keys())
             known(f"{where}.guide", str(item.guided.guide).split("/")[0], self.network_sets)

@@ -29,7 +29,7 @@ class Verdict:
 
     claim: str
     metric: str
-    #: Which is said to be better; or the curve.
+    #: Which is said to be better, several joined; or the curve.
     configuration: str
     #: Its value over all seeds; or the feature of the curve.
     value: float | None = None
@@ -40,7 +40,7 @@ class Verdict:
     verdict: str = NOT_RUN
     reason: str = ""
     source: str = ""
-    #: Of the difference, paired by seed.
+    #: Of the difference, paired by seed; or of its mean over training seeds.
     standard_error: float | None = None
     #: Its 95% interval, on its own.
     low: float | None = None
@@ -77,7 +77,8 @@ def judge(
 
     A difference decides where its p-value, corrected for all claims that are tested (Holm), is at most 5%: for the
     claim on the better side of its margin, against it on the other. Of distances whose limits at infinitely many
-    images are known the limits decide, since two sets as far from the data as each other may differ in bias.
+    images are known the limits decide, since two sets as far from the data as each other may differ in bias. A claim
+    about several training seeds is judged on the mean of their differences, by the spread of these.
 
     Args:
         found: rows as `measures.read` gives them.
@@ -99,11 +100,30 @@ def _try(
     claim: Claim, found: pd.DataFrame, replicates: pd.DataFrame, broken: Mapping[str, str], obstacles: Obstacles
 ) -> tuple[Verdict, list[paired.Difference]]:
     """The difference that a claim is about and its limit, if that is known; none where the verdict needs none."""
-    row = Verdict(_text(claim), claim.metric, claim.better, against=claim.than, source=claim.source)
-    keys, limits = (claim.better, claim.than), f"{claim.metric}_infinity"
+    ours, theirs = map(", ".join, zip(*claim.pairs, strict=True))
+    row = Verdict(_text(claim), claim.metric, ours, against=theirs, source=claim.source)
+    tried = [_try_pair(row, keys, found, replicates, broken, obstacles) for keys in claim.pairs]
+    if len(tried) == 1:
+        return tried[0]
+    if stopped := [each for each, differences in tried if not differences]:
+        reasons = "; ".join(dict.fromkeys(each.reason for each in stopped))
+        return replace(row, verdict=stopped[0].verdict, reason=reasons), []
+    return row, [paired.mean(each) for each in zip(*(differences for _, differences in tried), strict=False)]
+
+
+def _try_pair(
+    row: Verdict,
+    keys: tuple[str, str],
+    found: pd.DataFrame,
+    replicates: pd.DataFrame,
+    broken: Mapping[str, str],
+    obstacles: Obstacles,
+) -> tuple[Verdict, list[paired.Difference]]:
+    """The same for one pair of the configurations of a claim, whose `row` says what it is about."""
+    limits = f"{row.metric}_infinity"
     of = [
-        (found, claim.metric),
-        *((replicates, name) for name in (claim.metric, limits) if name in set(replicates["metric"])),
+        (found, row.metric),
+        *((replicates, name) for name in (row.metric, limits) if name in set(replicates["metric"])),
     ]
     sides, *parts = (
         [rows[(rows["configuration"] == key) & (rows["metric"] == name)] for key in keys] for rows, name in of
@@ -112,7 +132,7 @@ def _try(
         return replace(row, reason="; ".join(missing)), []
     ours, theirs = (float(rows["value"].mean()) for rows in sides)
     row = replace(row, value=ours, against_value=theirs, difference=ours - theirs)
-    reasons = [f"{key}: {why}" for key, rows in zip(keys, sides, strict=True) for why in obstacles(rows, claim.metric)]
+    reasons = [f"{key}: {why}" for key, rows in zip(keys, sides, strict=True) for why in obstacles(rows, row.metric)]
     if reasons:
         return replace(row, verdict=NOT_COMPARABLE, reason="; ".join(reasons)), []
     if reasons := [f"{key}: {broken[key]}" for key in keys if key in broken]:
@@ -149,16 +169,19 @@ def _decide(claim: Claim, row: Verdict, found: list[paired.Difference], p: float
     )
     if p <= paired.LEVEL:
         return replace(row, verdict=HOLDS if better * (deciding.value - margin) > 0 else FAILS)
-    needed = deciding.needed(margin)
-    more = f"{needed:,.2g} images might decide it" if np.isfinite(needed) else "no number of images would decide it"
+    count, what = (deciding.groups, "training seeds") if claim.pairs[1:] else (deciding.num_images, "images")
+    needed = count * deciding.needed(margin)
+    more = f"{needed:,.2g} {what} might decide it" if np.isfinite(needed) else f"no number of {what} would decide it"
     return replace(row, verdict=UNDECIDED, reason=more)
 
 
 def _text(claim: Claim) -> str:
-    label, least = named(claim.metric).label, f" by {claim.by:g} or more" if claim.by else ""
+    label, (ours, theirs) = named(claim.metric).label, map(", ".join, zip(*claim.pairs, strict=True))
+    how = f"beats {theirs} in {label}" + (f" by {claim.by:g} or more" if claim.by else "")
     if claim.within is not None:
-        return claim.text or f"{claim.better} is at most {claim.within:g} worse than {claim.than} in {label}"
-    return claim.text or f"{claim.better} beats {claim.than} in {label}{least}"
+        how = f"is at most {claim.within:g} worse than {theirs} in {label}"
+    seeds = f", over {len(claim.pairs)} training seeds" if claim.pairs[1:] else ""
+    return (claim.text or f"{ours} {how}") + seeds
 
 
 def _margin(claim: Claim) -> float:

@@ -202,7 +202,7 @@ def dvc_metrics(study: Study, summary: pd.DataFrame) -> dict[str, dict[str, floa
 
     First what the study's claims and published values are about, then the first detector's distance of the rest.
     """
-    cells = [(key, claim.metric) for claim in study.claims for key in (claim.better, claim.than)]
+    cells = [(key, claim.metric) for claim in study.claims for pair in claim.pairs for key in pair]
     cells += [(key, item.metric) for key, item in study.published.items()]
     cells += [(key, space(name).distance) for name in study.evaluate.plain[:1] for key in study.sampled]
     rows = summary[(summary["section"] != "sweeps") & summary["mean"].notna()]

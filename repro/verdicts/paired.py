@@ -26,7 +26,7 @@ class Difference:
     ours: float
     theirs: float
     standard_error: float
-    #: Groups of seeds that the jackknife leaves out, each once.
+    #: Groups of seeds that the jackknife leaves out, each once; or training seeds that it is the mean of.
     groups: int
     num_images: int
 
@@ -51,9 +51,9 @@ class Difference:
         return 2 * float(t.sf(away / self.standard_error, self.groups - 1)) if self.standard_error else float(not away)
 
     def needed(self, margin: float) -> float:
-        """How many images would tell the difference from `margin`, if it is what it seems to be."""
+        """How many times as much would tell the difference from `margin`, if it is what it seems to be."""
         away = abs(self.value - margin)
-        return self.num_images * (self.least / away) ** 2 if away else math.inf
+        return (self.least / away) ** 2 if away else math.inf
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:
@@ -69,6 +69,16 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:
     found = jackknife(float(value[WHOLE] - other[WHOLE]), (value[groups] - other[groups]).to_list())
     whole = float(value[WHOLE]), float(other[WHOLE])
     return Difference(*whole, found.standard_error, len(groups), int(a["num_images"][WHOLE]))
+
+
+def mean(differences: Sequence[Difference]) -> Difference:
+    """The mean of the same difference over several training seeds, with the error that their spread gives it.
+
+    The networks are then a sample of those that the method could have trained, so that it speaks of the method.
+    """
+    error = np.std([each.value for each in differences], ddof=1) / math.sqrt(len(differences))
+    ours, theirs = (float(np.mean([getattr(each, side) for each in differences])) for side in ("ours", "theirs"))
+    return Difference(ours, theirs, float(error), len(differences), sum(each.num_images for each in differences))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
+from metrics.measure import value_names
 from repro.rows import REPLICATES, WHOLE, Replicate, Row, settings, write_replicates, write_rows
 from repro.study import Study
 from repro.toy.metrics import NAMES as TOY_NAMES
@@ -58,7 +59,7 @@ def fabricate(study: Study, entries: Iterable[str]) -> None:
                 figure.subplots().plot(rng.standard_normal((2000, 2)), ".")
                 for suffix in ("png", "svg"):
                     figure.savefig(path.parent / "figures" / f"toy-figure{number}.{suffix}")
-        elif key in study.generate:
+        elif key in study.sampled:
             rows = generate_rows(study, key, rng)
             preview(study, key, rng)
         else:
@@ -89,12 +90,14 @@ def toy_rows(study: Study, key: str, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def generate_rows(study: Study, key: str, rng: np.random.Generator) -> Iterator[Row]:
-    item = study.generate[key]
-    facts = settings(item.guided) | DIGESTS | ORIGIN
-    for block in item.seeds:
-        for name, value in zip(NAMES, DIGITS.get(item.method, DIGITS["cfg"]), strict=True):
-            noisy = value + 0.01 * rng.standard_normal()
-            yield Row(study.study, key, item.method, block, name, noisy, 1024, **facts)
+    item, evaluate = study.sampled[key], study.evaluate
+    for part, detector in ((each, name) for each in evaluate.parts for name in each.evaluate.plain):
+        facts = settings(item.guided) | DIGESTS | ORIGIN | {"detector": detector}
+        for block in part.blocks(item):
+            names = value_names(evaluate.metrics, detector)
+            for name, value in zip(names, DIGITS.get(item.method, DIGITS["cfg"]), strict=True):
+                noisy = value + 0.01 * rng.standard_normal()
+                yield Row(study.study, key, item.method, block, name, noisy, 1024, **facts)
 
 
 def sweep_rows(study: Study, key: str, rng: np.random.Generator) -> Iterator[Row]:

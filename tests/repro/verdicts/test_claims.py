@@ -11,9 +11,11 @@ from scipy.stats import t
 
 import repro.study as studies
 from metrics.files import InputError
-from repro.report.tables import claims_view
+from repro.report import report
+from repro.report.tables import claims_view, order_rows, order_view
 from repro.rows import REAL, WHOLE
 from repro.study import Claim, Study, schema
+from repro.study.schema import Ranked
 from repro.verdicts import claims, measures, paired
 from tests.repro.fabricated import fabricate
 
@@ -25,7 +27,7 @@ def repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """The study that repeats claims on other training seeds, its images measured."""
     monkeypatch.setattr(schema, "OUT", tmp_path)
     study = studies.load(ROOT / "studies" / "training-seeds.yaml")
-    fabricate(study, study.generate)
+    fabricate(study, study.sampled)
     return study
 
 
@@ -105,6 +107,53 @@ def test_little_decides_nothing(blocks: int, count: int) -> None:
     assert "expected 1,024 in 2 or more" in verdict.reason
 
 
+def over_seeds(differences: list[float], **claim: Any) -> claims.Verdict:
+    """Of `a1`, `a2`, ... against `b1`, `b2`, ..., these at 0.5, whose sampling errors are large."""
+    ours = {f"a{i}": 0.5 + value for i, value in enumerate(differences)}
+    theirs = {f"b{i}": 0.5 for i in range(len(differences))}
+    values = ours | theirs
+    found = pd.concat([rows(key, value) for key, value in values.items()])
+    both = pd.concat([replicates(key, value, 0.5, place) for place, (key, value) in enumerate(values.items())])
+    (verdict,) = claims.judge([Claim([*ours], [*theirs], "fd_digits", **claim)], found, both)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("differences", "claim", "p", "expected"),
+    [
+        ([-0.19, -0.20, -0.21], {}, 0.000832, "holds"),
+        ([0.19, 0.20, 0.21], {}, 0.000832, "does not hold"),
+        ([-0.1, -0.2, -0.3], {}, 0.0742, "undecided"),
+        ([-0.19, -0.20, -0.21], {"by": 0.19}, 0.2254, "undecided"),
+    ],
+)
+def test_a_claim_about_training_seeds_is_judged_by_the_spread_of_their_differences(
+    differences: list[float], claim: Any, p: float, expected: str
+) -> None:
+    """By hand: the mean is 0.2 and its error s / sqrt(3), with s 0.01 or 0.1; t(0.975, 2) = 4.3027, and of two degrees
+    of freedom p = 1 - |t| / sqrt(2 + t^2)."""
+    verdict, spread = over_seeds(differences, **claim), abs(differences[1] - differences[0])
+    error, mean = spread / 3**0.5, differences[1]
+    assert verdict.verdict == expected
+    assert (verdict.difference, verdict.standard_error) == pytest.approx((mean, error))
+    assert (verdict.low, verdict.high) == pytest.approx((mean - 4.3027 * error, mean + 4.3027 * error), abs=1e-5)
+    away = abs(mean + claim.get("by", 0)) / error
+    assert verdict.p == pytest.approx(1 - away / (2 + away**2) ** 0.5)
+    assert verdict.p == pytest.approx(p, rel=1e-2)
+    assert ("training seeds might decide it" in verdict.reason) == (expected == "undecided")
+    assert (verdict.configuration, verdict.against) == ("a0, a1, a2", "b0, b1, b2")
+    assert verdict.claim.startswith("a0, a1, a2 beats b0, b1, b2 in FD_digits")
+    assert verdict.claim.endswith("over 3 training seeds")
+
+
+def test_a_claim_about_training_seeds_needs_all_of_them() -> None:
+    found = pd.concat([rows("a", 0.1), rows("b", 0.5)])
+    both = pd.concat([replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)])
+    (verdict,) = claims.judge([Claim(["a", "c"], ["b", "d"], "fd_digits")], found, both)
+    assert (verdict.verdict, verdict.reason) == ("not run", "c: nothing measured; d: nothing measured")
+    assert verdict.difference is None
+
+
 def test_other_seeds_are_no_pairs() -> None:
     found = pd.concat([rows("a", 0.1), rows("b", 0.5)])
     a, b = replicates("a", 0.1, 0.001, 2), replicates("b", 0.5, 0.0, 3)
@@ -151,11 +200,58 @@ def test_the_papers_claims_are_judged_once_per_training_seed(repeated: Study) ->
     assert "Autoguidance lowers FD_digits (seeds-autoguidance-2)" in [
         row[0].text for row in claims_view(judged[judged["verdict"] == "holds"]).rows
     ]
+    whole = judged[judged["claim"] == "Autoguidance lowers FID, over 3 training seeds"]
+    assert list(whole["configuration"]) == ["seeds-autoguidance-1, seeds-autoguidance-2, seeds-autoguidance-3"]
+    assert len(judged) == len({*zip(judged["claim"], judged["configuration"], strict=True)})
     toys = judged[judged["metric"] == "outliers"]
     assert list(toys["verdict"]) == ["not run"] * 3
     assert toys["reason"].iloc[0] == (
         "seeds-toy-1-autoguidance: nothing measured; seeds-toy-1-unguided: nothing measured"
     )
+
+
+def test_the_order_of_methods_is_set_beside_the_paper_s(repeated: Study) -> None:
+    """By hand, of the values that `fabricated` gives each method, far apart; one configuration has none."""
+    found = measures.read(repeated)
+    summary = measures.summarise(repeated, found[found["configuration"] != "seeds-cfg-2"])
+    assert repeated.order is not None
+    view = order_view(order_rows(repeated.order, summary))
+    assert [column.label for column in view.columns] == [
+        "method",
+        "in the paper",
+        *(f"training seed {i}" for i in (1, 2, 3)),
+    ]
+    assert [(row[0].text, row[1].text) for row in view.rows] == [
+        *(("autoguidance", "1.34 (1)"), ("reduced training only", "1.51 (2)")),
+        *(("reduced capacity only", "2.13 (3)"), ("CFG", "2.23 (4)"), ("no guidance", "2.56 (5)")),
+    ]
+    places = [[cell.text.split()[-1] for cell in row[2:]] for row in view.rows]
+    assert [row[0] for row in places] == ["(1)", "(2)", "(4)", "(3)", "(5)"]
+    assert [row[1] for row in places] == ["(1)", "(2)", "(3)", "–", "(4)"]
+    folder = report(repeated, partial=True)
+    assert "FID ↓ training seed 3" in (folder / "order.md").read_text()
+    assert repeated.order.source in (folder / "report.html").read_text()
+
+
+def test_the_published_values_of_the_order_are_the_paper_s(repeated: Study) -> None:
+    table = pd.read_csv(ROOT / "tests/data/published/table1.csv").set_index(["resolution", "row"])["fid"]
+    ours = {"autoguidance": "+autoguidance(xs;T/16)", "cfg": "+cfg", "unguided": ""}
+    ours |= {f"reduced {what} only": f"+autoguidance-reduce-{what}-only" for what in ("training", "capacity")}
+    assert repeated.order is not None
+    assert {name: item.published for name, item in repeated.order.methods.items()} == {
+        name: table[512, f"edm2-s{row}"] for name, row in ours.items()
+    }
+
+
+def test_methods_that_cannot_be_ordered_are_refused(repeated: Study) -> None:
+    order, one = repeated.order, Ranked(1.0, ["seeds-unguided-1"])
+    assert order is not None
+    with pytest.raises(InputError, match="as many configurations of each"):
+        replace(order, methods=order.methods | {"other": one})
+    with pytest.raises(InputError, match="no direction is better"):
+        replace(order, metric="log_density")
+    with pytest.raises(InputError, match=r"order.methods.cfg.here: 'seeds-cgf-1' .* did you mean 'seeds-cfg-1'"):
+        replace(repeated, order=replace(order, methods={"cfg": Ranked(1.0, ["seeds-cgf-1"])}))
 
 
 def test_a_users_claim_is_judged_by_the_same_rules(repeated: Study) -> None:
@@ -184,6 +280,10 @@ def test_what_is_no_number_decides_nothing(repeated: Study) -> None:
         ({"metric": "fd_digit"}, "did you mean 'fd_digits'"),
         ({"metric": "log_density"}, "no direction is better"),
         ({"by": 0.1, "within": 0.1}, "one of by and within"),
+        ({"better": ["a", "b"]}, "lists of the same length"),
+        ({"better": ["a", "b"], "than": ["c"]}, "lists of the same length"),
+        ({"better": ["a"], "than": ["c"]}, "two or more different ids"),
+        ({"better": ["a", "a"], "than": ["c", "d"]}, "two or more different ids"),
     ],
 )
 def test_claims_that_cannot_be_judged_are_refused(repeated: Study, changes: dict, message: str) -> None:
