@@ -1,156 +1,122 @@
-"""The whole of `evaluate` against its detector alone, and its peak memory as the number of images grows.
+"""`metrics evaluate` as a command: its time against its detector alone, its peak memory, and subsets of what it kept.
 
-The detector alone gets the same images decoded beforehand, in the same batches, before and after the whole. Memory and
-what the whole costs beyond the detector are those of a process of its own per size, with a cheap detector of as many
-features; the sets are made of repeated small PNGs. Afterwards a subset is measured from the features that were kept.
+`python -m benchmarks.evaluate --count 50000` is the published number of images: PNGs of 32 x 32 whose pixels repeat and
+whose bytes do not, so that no image is another's in the cache. The detector alone gets the same pixels decoded
+beforehand, in the same batches, half of them before the whole and half after it.
 """
 
+import argparse
 import multiprocessing
-import resource
+import os
+import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from metrics import detectors, features
-from metrics.evaluation import Extractor, evaluate
-from metrics.references import Reference
+from metrics import detectors, distributed, features, references
 from metrics.statistics import Statistics
 
-COUNT, SIZE, BATCH = 256, 64, 64
-DIM = 2048
-SETS, DISTINCT = (5_000, 50_000), 500
-SUBSET = 10_000
+DETECTOR, BATCH = "inception", 64
+SIZE, TILE, DISTINCT = 32, 8, 2500  # more different images than features, for a covariance of full rank
+SUBSETS = (10_000, 5_000)
 
 
-class Projection:
-    """A random projection of 8 x 8 images to as many features as Inception's."""
-
-    name = "projection"
-    dim = DIM
-    tags: Mapping[str, Any] = MappingProxyType(
-        {"detector": "projection", "weights_sha256": "0" * 64, "resize": "none", "dtype": "float32"}
-    )
-
-    def __init__(self) -> None:
-        self.weight = torch.randn(192, DIM, generator=torch.Generator().manual_seed(0))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.float().flatten(1) / 128 @ self.weight
+def pixels(rows: range) -> NDArray[np.uint8]:
+    """Images [n, 32, 32, 3] of coloured tiles, the same again after `DISTINCT`."""
+    tiles = np.random.default_rng(0).integers(0, 256, (DISTINCT, SIZE // TILE, SIZE // TILE, 3), dtype=np.uint8)
+    return tiles[np.array(rows) % DISTINCT].repeat(TILE, axis=1).repeat(TILE, axis=2)
 
 
-detectors.register("projection", lambda **_: Projection())
-
-
-def write_images(path: Path, count: int, size: int, distinct: int) -> np.ndarray:
-    """A zip of `count` PNGs, some of them again and again; returns the pixels of the `distinct` ones [N, H, W, 3]."""
-    pixels = np.random.default_rng(0).integers(0, 256, (distinct, size, size, 3), dtype=np.uint8)
-    files = []
-    for image in pixels:
+def write_images(folder: Path, count: int) -> None:
+    """`count` PNGs, of different bytes: behind its end each has its number."""
+    encoded = []
+    for image in pixels(range(min(count, DISTINCT))):
         stream = BytesIO()
-        Image.fromarray(image).save(stream, "png", compress_level=1)
-        files.append(stream.getvalue())
-    with zipfile.ZipFile(path, "w") as archive:
-        for i in range(count):
-            archive.writestr(f"{i:06d}.png", files[i % distinct])
-    return pixels
+        Image.fromarray(image).save(stream, "png")
+        encoded.append(stream.getvalue())
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:06d}.png").write_bytes(encoded[i % DISTINCT] + i.to_bytes(4, "big"))
 
 
-def reference(detector: str) -> Reference:
-    return Reference("standard", "", {detector: Statistics(50_000, np.zeros(DIM), np.eye(DIM), {"detector": detector})})
+class Alone(NamedTuple):
+    """Of the detector alone: seconds, and features [n, D] of the first batch."""
+
+    seconds: float
+    first: NDArray[np.float32]
+    dtype: str
+    device: str
 
 
-class Cost(NamedTuple):
-    """Of evaluating a set: peak memory in GB; seconds in all, of the detector alone, of subsets of kept features."""
-
-    memory: float
-    whole: float
-    detector: float
-    subset: float
-    subset_of_file: float
-
-
-def cost(path: Path, count: int) -> Cost:
-    """What a process needs that evaluates the images, and then some of them again."""
-    extractor = Extractor(["projection"], cache=path.with_suffix(""), num_workers=1)
-    batch = torch.zeros(BATCH, 3, 8, 8, dtype=torch.uint8)
-    detector = count / BATCH * min(seconds(lambda: extractor.detectors["projection"](batch)) for _ in range(20))
-    whole = seconds(lambda: evaluate(path, reference("projection"), extractor=extractor))
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-    def subset(of: Path) -> float:
-        chosen = {"num": min(SUBSET, count // 2), "seed": 1, "extractor": extractor}
-        return seconds(lambda: evaluate(of, reference("projection"), **chosen))
-
-    kept = path.with_suffix(".npz")
-    features.save(extractor.read(path).features, kept)
-    return Cost(memory, whole, detector, subset(path), subset(kept))
-
-
-def seconds(call: Callable[[], object]) -> float:
+def alone(rows: range) -> Alone:
+    """The detector on images that are decoded already."""
+    detector = detectors.load(DETECTOR, device=distributed.device())
+    batches = [torch.from_numpy(pixels(rows[i : i + BATCH])).permute(0, 3, 1, 2) for i in range(0, len(rows), BATCH)]
+    first = detector(batches[0]).cpu().numpy()
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for batch in batches:
+        detector(batch).cpu()
+    return Alone(time.perf_counter() - start, first, detector.tags["dtype"], str(distributed.device()))
+
+
+def fresh(rows: range) -> Alone:
+    """`alone` in a process of its own, since on Linux what one is started from counts in its peak memory."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(alone, rows).result()
+
+
+def command(*arguments: str | Path) -> tuple[float, float]:
+    """Seconds and peak memory in GB of a command of metrics, from its start to its end."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "metrics", *map(str, arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"metrics {' '.join(map(str, arguments))} ended with status {status}")
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB on Linux
+    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e9
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000, help="images to evaluate")
+    count = parser.parse_args().count
+    if count < 2 * BATCH:
+        parser.error(f"--count is {count}, expected at least {2 * BATCH}, two batches")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        # First, since a process started from a large one inherits its peak on Linux.
-        costs = {}
-        for count in SETS:
-            write_images(root / f"{count}.zip", count, 8, DISTINCT)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                costs[count] = pool.submit(cost, root / f"{count}.zip", count).result()
+        images, cache, kept, reference = (Path(folder, x) for x in ("images", "cache", "kept.npz", "reference.npz"))
+        write_images(images, count)
+        half = count // (2 * BATCH) * BATCH
+        before = fresh(range(half))
+        dim = before.first.shape[1]
+        standard = Statistics(50_000, np.zeros(dim), np.eye(dim), {"detector": DETECTOR})
+        references.save({DETECTOR: standard}, reference)
+        options = "--ref", reference, "--detectors", DETECTOR, "--batch-size", str(BATCH), "--cache", cache
+        whole, memory = command("evaluate", images, *options)
+        after = fresh(range(half, count))
+        detector = before.seconds + after.seconds
 
-        batches = torch.from_numpy(write_images(root / "x.zip", COUNT, SIZE, COUNT)).permute(0, 3, 1, 2).split(BATCH)
-        extractor = Extractor(["inception"], cache=root / "cache", batch_size=BATCH)
-        detector = extractor.detectors["inception"]
-        detector(batches[0])
+        print(f"metrics evaluate, {count} PNGs of {SIZE} x {SIZE}, {DETECTOR} on {before.dtype}, {before.device}")
+        print(f"{'':44}{'seconds':>9}{'images/s':>10}{'peak GB':>9}")
+        print(f"{'detector alone':44}{detector:9.1f}{count / detector:10.1f}")
+        told = f"{detector / whole:.1%} of the detector's rate"
+        print(f"{'evaluate, from start to end':44}{whole:9.1f}{count / whole:10.1f}{memory:9.2f}  {told}", flush=True)
 
-        def alone(part: slice) -> tuple[float, np.ndarray]:
-            start = time.perf_counter()
-            found = torch.cat([detector(batch) for batch in batches[part]]).cpu().numpy()
-            return time.perf_counter() - start, found
-
-        half = len(batches) // 2
-        before, first = alone(slice(half))
-        start = time.perf_counter()
-        report = evaluate(root / "x.zip", reference("inception"), extractor=extractor)
-        whole = time.perf_counter() - start
-        after, second = alone(slice(half, None))
-        kept = extractor.read(root / "x.zip").features["inception"].gather()
-        np.testing.assert_allclose(kept, np.concatenate([first, second]), rtol=1e-5, atol=1e-6)
-
-    print(f"evaluate, {COUNT} PNGs of {SIZE} x {SIZE}, Inception on {detector.tags['dtype']}, {report.facts['device']}")
-    print(f"{'':24}{'images/s':>9}")
-    print(f"{'detector alone':24}{COUNT / (before + after):9.1f}")
-    print(f"{'evaluate as a whole':24}{COUNT / whole:9.1f}   {(before + after) / whole:.0%} of the detector")
-    alone = (before + after) / COUNT
-    print(f"sets of repeated PNGs of 8 x 8, with a detector that costs next to nothing, {DIM} features:")
-    for count, found in costs.items():
-        beyond = (found.whole - found.detector) / count
-        print(
-            f"{count:7} images: {found.memory:.2f} GB at most, {found.whole:.1f} s, {1e3 * beyond:.2f} ms an image "
-            f"beyond the detector (of {alone / (alone + beyond):.1%} of the time, were it Inception)"
-        )
-        number = min(SUBSET, count // 2)
-        print(
-            f"{'':7} {number} of them at random, from kept features: {found.subset:.1f} s, "
-            f"from a file of features: {found.subset_of_file:.1f} s"
-        )
+        command("features", images, "--out", kept, *options[2:])
+        found = features.load(kept)[DETECTOR].gather()
+        np.testing.assert_allclose(found[:BATCH], before.first, rtol=1e-4, atol=1e-5)
+        for number in sorted({min(number, count // 2) for number in SUBSETS}, reverse=True):
+            for source, what in ((images, "the images, whose features are kept"), (kept, "a file of features")):
+                seconds, memory = command("evaluate", source, *options, "--num", str(number), "--seed", "1")
+                print(f"{f'{number} of {what}':44}{seconds:9.1f}{'':10}{memory:9.2f}", flush=True)
 
 
 if __name__ == "__main__":
