@@ -19,10 +19,11 @@ COLOURS = {"unguided": MUTED, "autoguidance": PALETTE[0], "cfg": PALETTE[1], "in
 
 def look(name: str, place: int, beside: Iterable[str] = tuple(COLOURS)) -> dict[str, Any]:
     """How matplotlib draws a method: its colour is the same in every figure; others have one by their place in the
-    figure, apart from the methods' that stand `beside`."""
+    figure, apart from the methods' that stand `beside`, and with its marker no two of 18 look alike."""
     free = [c for c in PALETTE if c not in {COLOURS.get(other) for other in beside}]
     colour = COLOURS.get(name, free[place % len(free)])
-    return {"color": colour, "marker": MARKERS[place % len(MARKERS)], "label": method_label(name)}
+    marker = MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]
+    return {"color": colour, "marker": marker, "label": method_label(name)}
 
 
 @styled

@@ -107,3 +107,8 @@ def test_fid_and_fd_dinov2_of_a_configuration_make_a_point():
         check_figure("scatter", figure)
     points = [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]
     assert points == [([2.2], [52.0]), ([1.3], [36.0])]
+
+
+def test_no_two_of_many_methods_look_alike():
+    styles = [figures.look(f"method {place}", place) for place in range(18)]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 18
