@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  (imported by some commands: part of the idle process)
+
 import metrics.__main__
 import repro.__main__
-from repro import report  # noqa: F401  (imported by some commands: part of the idle process)
+from repro import report  # noqa: F401  (likewise)
 
 SECONDS = 20
 ADDRESS_SPACE = 2 * 2**30  # beyond that of the idle process
+PATIENCE = 600  # seconds that a command without limits may take
 RESIDENT = 300 * 2**20  # beyond the idle process, for whatever is refused
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -45,6 +48,15 @@ def run(program: str, arguments: Sequence[str], folder: Path, stdin: str = os.de
         out, err = (Path(place, name).read_text(errors="replace") for name in ("out", "err"))
         usage = Path(place, "usage")
         return Outcome(code, out, err, int(usage.read_text()) if usage.exists() else 0)
+
+
+def finish(program: str, arguments: Sequence[str], folder: Path) -> None:
+    """Run a command that ends well, without limits of memory."""
+    with tempfile.TemporaryDirectory() as place:
+        process = start(program, arguments, folder, place, bounded=False)
+        process.join(PATIENCE)
+        said = Path(place, "err").read_text(errors="replace")
+        assert process.exitcode == 0, f"{arguments} ends with {process.exitcode}: {said[-2000:]}"
 
 
 def start(

@@ -81,7 +81,7 @@ COMMANDS = {
     "image": ("repro", ["image", "mini-auto", "--seed", "7", "--out", "one.png"]),
     "schedule": (
         "repro",
-        ["schedule", "--network", "main.pkl", "--steps", "3", "--seeds", "0-1", "--grid", "3", "--out", "found.yaml"],
+        ["schedule", "--network", "guide.pkl", "--steps", "3", "--seeds", "0-1", "--grid", "3", "--out", "found.yaml"],
     ),
     "convert": ("repro", ["data", "convert", "images", "--out", "new.zip", "--resolution", "8", "--workers", "0"]),
     "data check": ("repro", ["data", "check", "set.zip"]),

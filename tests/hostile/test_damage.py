@@ -80,9 +80,11 @@ CELLS = ["", "nan", "inf", "-1", "1e999", "words", '"', "a,b,c", "=1+1", "\x00",
 @pytest.mark.parametrize("value", CELLS, ids=lambda text: ascii(text)[:20])
 @pytest.mark.parametrize("column", ["block", "metric", "value", "num_images", "configuration", "guidance"])
 def test_a_table_edited_by_hand(place: Place, column: str, value: str) -> None:
+    """All read it alike; the report, which takes longest, also shows and draws its numbers."""
+    command = "report" if column in ("value", "guidance") else "verify"
     path = place / "out/mini/results/mini-auto/measures.csv"
     header, first, *rest = path.read_text().splitlines()
     cells = first.split(",")
     cells[header.split(",").index(column)] = value
     path.write_text("\n".join([header, ",".join(cells), *rest]) + "\n")
-    place.run("repro", ["report", "--partial"])
+    place.run(*COMMANDS[command])
