@@ -1,9 +1,6 @@
 """docs/extending.md: each of its examples, outside the packages, through a miniature study to a row of its table."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.hostile import child
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S))
-RUN = """
-from repro import study
-from repro.pipeline.stages import STAGES
-active = study.load()
-for stage, key in (("data", "seen"), ("reference", "seen"), ("networks", "nets"), ("generate", "one"),
-                   ("features", "one"), ("evaluate", "one")):
-    STAGES[stage](active, key)
-"""
+STAGES = (("data", "seen"), ("reference", "seen"), ("networks", "nets"))
+STAGES += tuple((stage, "one") for stage in ("generate", "features", "evaluate"))
 
 
 def miniature() -> dict[str, Any]:
@@ -52,13 +45,9 @@ def run(study: dict[str, Any], folder: Path, *plugins: str) -> pd.DataFrame:
     for name in plugins:
         (folder / f"{name}.py").write_text(EXAMPLES[name])
     (folder / "params.yaml").write_text(yaml.safe_dump(study | {"plugins": list(plugins)}))
-    done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for stage, key in STAGES:
+        child.finish("repro", ["stage", stage, key], folder)
     return pd.read_csv(folder / "out/extended/results/one/measures.csv").set_index("metric")
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +103,6 @@ def test_data_of_one_s_own_are_measured_against(plain: pd.DataFrame, tmp_path: P
 
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice.py").write_text(EXAMPLES["my_rule"].replace('"clipped"', '"linear"'))
-    command = [sys.executable, "-m", "repro", "--plugin", "twice", "study", "list"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "repro: error: guidance rule 'linear' is registered already; choose another name"
+    done = child.run("repro", ["--plugin", "twice", "study", "list"], tmp_path)
+    assert done.code == 2
+    assert done.err.strip() == "repro: error: guidance rule 'linear' is registered already; choose another name"

@@ -44,11 +44,7 @@ class Command:
 
     def run(self, folder: Path) -> None:
         """Run it to its end."""
-        with tempfile.TemporaryDirectory() as place:
-            process = child.start(self.program, self.arguments, folder, place, bounded=False)
-            process.join(PATIENCE)
-            said = Path(place, "err").read_text(errors="replace")
-            assert process.exitcode == 0, f"{self.arguments} ends with {process.exitcode}: {said[-2000:]}"
+        child.finish(self.program, self.arguments, folder)
 
     def end(self, folder: Path, sent: signal.Signals, moment: float) -> bool:
         """Start it and end it at a moment; returns whether it was still at work."""

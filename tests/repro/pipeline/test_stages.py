@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from repro.strict import build
 from repro.study import Claim, Study
 from repro.verdicts import measures as results
 from repro.verdicts import published
+from tests.hostile import child
 from tests.rehearsal.server import Server
 
 MAIN, GUIDE, UNCOND = "nets/main.safetensors", "nets/guide.safetensors", "nets/uncond.safetensors"
@@ -277,9 +279,10 @@ def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, mo
 
 def test_two_runs_at_once_leave_the_shards_of_one(first: Study, golden: Path) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
-    command = [sys.executable, "-m", "repro", "stage", "generate", "autoguidance"]
-    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [run.wait(120) for run in runs] == [0, 0], [run.stderr.read() for run in runs if run.stderr]
+    with ThreadPoolExecutor() as pool:
+        command = ("repro", ["stage", "generate", "autoguidance"], Path.cwd())
+        for run in [pool.submit(child.finish, *command) for _ in range(2)]:
+            run.result()
     folder = first.out / "samples" / "autoguidance"
     found = {path.name: path.read_bytes() for path in folder.glob("*.zip")}
     others = {path.name for path in folder.iterdir()}
@@ -296,11 +299,19 @@ cp params.yaml small
 cd small
 head -c 8M /dev/zero >ballast || true
 truncate -s -8K ballast
-"$2" -m repro stage generate autoguidance && exit 1
-find out -name '*.zip' -o -name '*.tmp' | grep . && exit 1
-rm ballast
-"$2" -m repro stage generate autoguidance
+"$2" -c "$4"
 cp out/first/samples/autoguidance/*.zip "$3"
+"""
+TWICE = """
+from pathlib import Path
+from metrics import command_line
+from repro.__main__ import cli
+
+STAGE = "stage", "generate", "autoguidance"
+assert command_line.run(cli, "repro", STAGE) == 2
+assert not [*Path("out").rglob("*.zip"), *Path("out").rglob("*.tmp")]
+Path("ballast").unlink()
+assert command_line.run(cli, "repro", STAGE) == 0
 """
 
 
@@ -313,7 +324,7 @@ def test_a_full_disk_is_said_and_the_rest_comes_when_there_is_room(
     for name in ("small", "result"):
         (tmp_path / name).mkdir()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw(golden, "first")))
-    arguments = [str(prepared), sys.executable, str(tmp_path / "result")]
+    arguments = [str(prepared), sys.executable, str(tmp_path / "result"), TWICE]
     done = subprocess.run(
         [*command, "sh", "-e", "-c", FULL_DISK, "sh", *arguments], cwd=tmp_path, capture_output=True, text=True
     )

@@ -20,6 +20,7 @@ from metrics.files import InputError
 from repro import study as studies
 from repro.search import SearchSettings, guide
 from repro.strict import build, load
+from tests.hostile import child
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = ["guide", "--main", "main-run", "--guide", "small-run", "--guide", "main-run", "--data", "mini-digits"]
@@ -43,7 +44,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 @pytest.fixture(scope="module")
 def whole(made: Path) -> Path:
     """The outputs of a search that nothing disturbed."""
-    finish(start(made, "whole"))
+    child.finish("repro", [*COMMAND, "whole"], made)
     return made / "whole"
 
 
