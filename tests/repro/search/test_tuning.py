@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,19 @@ def study(golden: Path, tuned: dict[str, Any] | None = None, **changes: Any) -> 
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("tuning"))
+def tuned(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
+    """A folder in which both entries are tuned."""
+    folder = prepare(tmp_path_factory.mktemp("tuning"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for key in ENTRIES:
+            run_tune(study(golden), key)
+    return folder
 
 
 @pytest.fixture
-def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+def here(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tuned, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -82,8 +87,6 @@ def test_a_tuned_configuration_is_that_of_its_best_trial(
     here: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = study(golden)
-    for key in ENTRIES:
-        run_tune(asked, key)
     found = measures.trials(asked)
     effort = found.groupby("configuration")[["axis_value", "block", "num_images"]].nunique()
     assert (effort == [TUNING["trials"], 1, 1]).all(axis=None)
@@ -147,12 +150,8 @@ def test_tuning_that_cannot_be_is_refused_when_the_study_is_read(golden: Path, c
 def test_report_shows_what_was_found(here: Path, golden: Path) -> None:
     from repro import report
 
-    asked = replace(study(golden, {"weight": ENTRIES["weight"]}), sweeps={})
-    for key in asked.generate:
-        for stage in (stages.run_generate, stages.run_features, stages.run_evaluate):
-            stage(asked, key)
-    run_tune(asked, "weight")
-    folder = report.report(asked)
+    asked = study(golden, {"weight": ENTRIES["weight"]})
+    folder = report.report(asked, partial=True)
     table = (folder / "tuning.md").read_text()
     best = measures.trials(asked).sort_values("value").iloc[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
