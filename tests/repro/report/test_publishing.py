@@ -8,7 +8,7 @@ import pytest
 
 import repro.study as studies
 from metrics.files import InputError
-from repro.report import publish, report, summary
+from repro.report import publish, summary
 from repro.report.write import BEGIN, END, LISTING, readme_block
 from repro.study import schema
 from tests.repro.fabricated import ORIGIN
@@ -72,9 +72,6 @@ def test_only_what_a_list_of_ours_names_is_removed(default, tmp_path):
     publish(default, tmp_path / "results", readme)
     assert {path.name for path in target.iterdir()} == written | {"notes.txt", LISTING}
     assert (tmp_path / "precious.csv").exists()
-    (default.out / "report" / "notes.txt").write_text("of the user")
-    report(default)
-    assert (default.out / "report" / "notes.txt").exists()
 
 
 def test_the_committed_readme_is_in_step_with_the_committed_results():

@@ -102,10 +102,12 @@ def test_an_absent_result_is_no_shorter_report(default):
 
 def test_a_half_run_study_says_what_is_missing(half):
     (half.out / "report").mkdir(parents=True)
-    (half.out / "report" / "figure-of-a-former-run.png").write_bytes(b"")
+    for name in ("figure-of-a-former-run.png", "notes-of-the-user.txt"):
+        (half.out / "report" / name).touch()
     (half.out / "report" / "files.json").write_text('["figure-of-a-former-run.png"]')
     folder = report(half, partial=True)
     assert not (folder / "figure-of-a-former-run.png").exists()
+    assert (folder / "notes-of-the-user.txt").exists()
     rows = {row[0]: row for row in table_cells((folder / "digits.html").read_text())}
     assert rows["CFG"][-5:] == ["not run"] * 5
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", rows["autoguidance"][-5])

@@ -141,6 +141,7 @@ def test_cost_counts_every_guide(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = "edm2-img512-s-autog-fid"
     uncond = "edm2-512-xs-uncond/edm2-img512-xs-uncond-2147483-0.025.safetensors"
     whole["networks"]["edm2-512-xs-uncond"]["fetch"].append(f"posthoc-reconstructions/{Path(uncond).stem}.pkl")
+    whole["networks"] = {key: whole["networks"][key] for key in ("edm2-512-s", "edm2-512-xs", "edm2-512-xs-uncond")}
     whole["generate"] = {preset: whole["generate"][preset]}
     whole["blends"] = {"edm2-both": {"guide": whole["generate"][preset]["guide"], "other": uncond, "share": 0.5}}
     whole["blends"]["edm2-both"]["other_degradations"] = {"dropout": 0.1}

@@ -1,6 +1,7 @@
 """Counted cost against the published parameter counts, Gflops and throughputs."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ def test_names_of_published_files_are_understood() -> None:
     assert count_published(replace(XS, conditional=False)).parameters < count_published(XS).parameters
 
 
+@cache
 def load(name: str) -> Study:
     return files.load(ROOT / "studies" / f"{name}.yaml")
 

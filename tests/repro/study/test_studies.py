@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@cache
 def load(name: str) -> Study:
     return studies.load(ROOT / "studies" / f"{name}.yaml")
 

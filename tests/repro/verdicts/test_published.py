@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ KEY = "imagenet512-s-autoguidance-fid"
 DETECTORS = {"fid": "inception", "fd_dinov2": "dinov2", "fid_meaningless": "stand-in-inception"}
 
 
+@cache
 def load(name: str) -> Study:
     return studies.load(ROOT / "studies" / f"{name}.yaml")
 
