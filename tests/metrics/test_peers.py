@@ -27,9 +27,11 @@ rank = distributed.rank()
 distributed.barrier()
 Path(f"ready{rank}").touch()
 """
+BARRIER = "distributed.barrier() if rank == 0 else time.sleep(600)"
+SUM = "while True: distributed.all_reduce_sum(np.ones(3), together=True)"
 WAITING = [
-    ("barrier", "distributed.barrier() if rank == 0 else time.sleep(600)", 1),
-    ("sum", "while True: distributed.all_reduce_sum(np.ones(3), together=True)", 0),  # who has the group's store, too
+    pytest.param(BARRIER, 1, id="barrier", marks=pytest.mark.slow),
+    pytest.param(SUM, 0, id="sum"),  # who has the group's store, too
 ]
 
 
@@ -63,7 +65,7 @@ def ending(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize(("script", "victim"), [pytest.param(*rest, id=name) for name, *rest in WAITING])
+@pytest.mark.parametrize(("script", "victim"), WAITING)
 def test_a_killed_process_ends_the_other_which_names_it(tmp_path: Path, script: str, victim: int) -> None:
     processes = start(script, tmp_path)
     wait_for([tmp_path / "ready0", tmp_path / "ready1"])
