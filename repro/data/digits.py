@@ -33,6 +33,9 @@ from repro.strict import within
 RESOLUTION = 16
 NUM_CLASSES = 10
 NAME = "digits"
+#: What a random affine map is made of: translations as shares of half the image, radians, natural logarithm of the
+#: magnification, horizontal displacement per unit of height.
+MAPS = ("shift x", "shift y", "rotation", "log scale", "shear")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class DigitReference:
 
 
 @cache
-def _originals() -> tuple[Tensor, NDArray[np.int64]]:
+def originals() -> tuple[Tensor, NDArray[np.int64]]:
     """The digits enlarged to 12x12 and padded to 16x16, [1797, 1, 16, 16] in [0, 1], and their classes."""
     from sklearn.datasets import load_digits
 
@@ -62,6 +65,20 @@ def _originals() -> tuple[Tensor, NDArray[np.int64]]:
     small = torch.from_numpy(images.astype(np.float32) / 16).reshape(-1, 1, 8, 8)
     large = F.interpolate(small, size=12, mode="bicubic", align_corners=False).clamp(0, 1)
     return F.pad(large, [2, 2, 2, 2]), classes.astype(np.int64)
+
+
+def affine(maps: NDArray[np.float64]) -> Tensor:
+    """Inverse affine maps [N, 2, 3], from output to input coordinates in [-1, 1], of `maps` [5, N], as in MAPS."""
+    dx, dy, angle, log_scale, shear = maps
+    cos, sin = np.cos(angle) * np.exp(-log_scale), np.sin(angle) * np.exp(-log_scale)
+    theta = np.stack([cos, sin + shear * cos, dx, -sin, cos - shear * sin, dy], axis=1)
+    return torch.from_numpy(theta.astype(np.float32)).reshape(-1, 2, 3)
+
+
+def render(items: NDArray[np.int64], maps: NDArray[np.float64]) -> Tensor:
+    """Originals `items` [N] under `maps` [5, N], float32 [N, 1, 16, 16] in [0, 1]."""
+    grid = F.affine_grid(affine(maps), [len(items), 1, RESOLUTION, RESOLUTION], align_corners=False)
+    return F.grid_sample(originals()[0][items], grid, align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -93,26 +110,24 @@ class Digits(Kind):
 
     def draw(self, seed: int, positions: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Images uint8 [N, 1, 16, 16] and classes [N] at `positions` of the stream of `seed`."""
-        originals, classes = _originals()
-        items = (mix(seed, 10, positions) % np.uint64(len(classes))).astype(np.int64)
-        theta = self._transformations(seed, positions)
-        grid = F.affine_grid(theta, [len(theta), 1, RESOLUTION, RESOLUTION], align_corners=False)
-        return F.grid_sample(originals[items], grid, align_corners=False).mul(255).round().byte(), classes[items]
+        items, maps = self.factors(seed, positions)
+        return render(items, maps).mul(255).round().byte(), originals()[1][items]
+
+    def factors(self, seed: int, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What the images at `positions` are made of: numbers of their originals [N], and maps [5, N], as in MAPS."""
+        items = (mix(seed, 10, positions) % np.uint64(len(originals()[1]))).astype(np.int64)
+        unit = (2 * uniform(seed, 11 + i, positions) - 1 for i in range(len(MAPS)))
+        return items, np.stack([extent * u for extent, u in zip(self.extents, unit, strict=True)])
+
+    @property
+    def extents(self) -> NDArray[np.float64]:
+        """Of each of MAPS [5]: it is uniform in [-extent, extent]."""
+        return np.array([self.shift, self.shift, self.rotation, self.log_scale, self.shear])
 
     def batch(self, seed: int, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 [N, 1, 16, 16] and one-hot labels [N, 10], for training."""
         images, classes = self.draw(seed, positions)
         return images, F.one_hot(torch.from_numpy(classes), NUM_CLASSES).float()
-
-    def _transformations(self, seed: int, positions: NDArray[np.int64]) -> Tensor:
-        """Inverse affine maps [N, 2, 3] from output to input coordinates in [-1, 1]."""
-        dx, dy, angle, log_scale, shear = (
-            extent * (2 * uniform(seed, 11 + i, positions) - 1)
-            for i, extent in enumerate((self.shift, self.shift, self.rotation, self.log_scale, self.shear))
-        )
-        cos, sin = np.cos(angle) * np.exp(-log_scale), np.sin(angle) * np.exp(-log_scale)
-        theta = np.stack([cos, sin + shear * cos, dx, -sin, cos - shear * sin, dy], axis=1)
-        return torch.from_numpy(theta.astype(np.float32)).reshape(-1, 2, 3)
 
     def prepare(self, folder: Path, downloads: Downloads) -> str:
         """Nothing has to be made."""

@@ -17,7 +17,7 @@ from metrics.detectors import Detector
 from metrics.files import Downloads, InputError, sha256_file
 from metrics.frechet import frechet_distance
 from repro.data import FEATURES, REFERENCE
-from repro.data.digits import DigitReference, Digits
+from repro.data.digits import MAPS, DigitReference, Digits, affine, originals, render
 
 STILL = Digits(shift=0, rotation=0, log_scale=0, shear=0)
 SETTINGS = DigitReference(num_images=1100, classifier_steps=80)
@@ -93,7 +93,8 @@ def test_classes_and_originals_are_drawn_evenly():
     ],
 )
 def test_transformations_are_uniform_within_their_extent(settings, expected):
-    theta = settings._transformations(0, np.arange(20_000)).double().numpy()
+    _, maps = settings.factors(0, np.arange(20_000))
+    theta = affine(maps).double().numpy()
     linear = theta[:, :, :2]
     found = {
         "shift": theta[:, 0, 2],
@@ -104,9 +105,24 @@ def test_transformations_are_uniform_within_their_extent(settings, expected):
     for name, values in found.items():
         extent = expected.get(name, 0)
         assert np.abs(values).max() <= extent + 1e-6
+        np.testing.assert_allclose(
+            values, maps[MAPS.index("shift x" if name == "shift" else name.replace("_", " "))], atol=1e-6
+        )
         if extent:
             assert values.std() == pytest.approx(extent / np.sqrt(3), rel=0.02)
             assert values.mean() == pytest.approx(0, abs=0.02 * extent)
+
+
+def test_factors_are_those_that_images_were_drawn_with():
+    digits, positions = Digits(), np.arange(50, 82)
+    items, maps = digits.factors(6, positions)
+    images, classes = digits.draw(6, positions)
+    torch.testing.assert_close(render(items, maps) * 255, images.float(), rtol=0, atol=0.51)
+    np.testing.assert_array_equal(originals()[1][items], classes)
+    assert (np.abs(maps) <= digits.extents[:, None]).all()
+    again = digits.factors(6, positions[::-1])
+    np.testing.assert_array_equal(again[0][::-1], items)
+    np.testing.assert_array_equal(again[1][:, ::-1], maps)
 
 
 def test_training_batches_are_images_with_one_hot_labels():
