@@ -12,13 +12,21 @@ from repro.guidance import guided, step_weights
 from repro.networks import Denoiser
 from repro.streams import SeedStreams as SeedStreams
 
+NAMED = 4  # failures of a batch that its error names
+
 
 class NonFiniteError(RuntimeError):
     """Latents became infinite or NaN; `failures` lists (index in the batch, sampler step)."""
 
     def __init__(self, failures: list[tuple[int, int]]) -> None:
         self.failures = failures
-        super().__init__("non-finite latents: " + ", ".join(f"sample {i} at step {step}" for i, step in failures))
+        super().__init__(self.told("sample", lambda index: index))
+
+    def told(self, what: str, number: Callable[[int], int]) -> str:
+        """One line that names the first of them, each by its `number`, and counts the others."""
+        named = ", ".join(f"{what} {number(index)} at step {step}" for index, step in self.failures[:NAMED])
+        others = f" and {len(self.failures) - NAMED} more" if self.failures[NAMED:] else ""
+        return f"non-finite latents: {named}{others}"
 
 
 def draw_inputs(

@@ -59,8 +59,7 @@ def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | Non
             f"{len(seeds)} images at once do not fit the GPU's memory; lower batch_size, which makes other images"
         ) from err
     except NonFiniteError as err:
-        where = ", ".join(f"seed {seeds[i]} at step {step}" for i, step in err.failures)
-        raise InputError(f"non-finite latents: {where}") from err
+        raise InputError(err.told("seed", lambda index: seeds[index])) from err
     return latents, labels
 
 

@@ -161,3 +161,9 @@ def test_overflow_is_an_error_that_names_sample_and_step() -> None:
         sample(Overflowing(), torch.randn(3, 1, 4, 4), num_steps=8)
     assert [index for index, _ in caught.value.failures] == [1]
     assert caught.value.failures[0][1] > 0
+
+
+def test_an_overflow_of_many_is_told_of_a_few() -> None:
+    told = str(NonFiniteError([(index, 7) for index in range(1, 1025)]))
+    assert told.startswith("non-finite latents: sample 1 at step 7, sample 2 at step 7")
+    assert told.endswith("sample 4 at step 7 and 1020 more")
