@@ -22,7 +22,7 @@ from metrics import detectors
 from metrics.detectors import Detector
 from metrics.features import detect
 from metrics.files import write_csv, write_text
-from metrics.frechet import frechet_distance
+from metrics.frechet import jackknife, leave_one_out
 from metrics.progress import progress
 from metrics.statistics import from_features
 from repro import schedules, study
@@ -39,7 +39,7 @@ from repro.toy.training import load
 HERE = Path(__file__).parent
 STEPS, FINE = (6, 8, 10, 12, 16), 512
 CHOSEN_ON, MEASURED_ON = range(16), range(1000, 1064)
-FID_SEEDS, REAL = parse_seeds("2000-3023"), 2048
+FID_SEEDS, REAL, BLOCKS = parse_seeds("2000-2511"), 2048, 16
 CPU = torch.device("cpu")
 
 
@@ -98,7 +98,9 @@ def points(count: int) -> Callable[[Iterable[int]], tuple[Tensor, None]]:
 def cases(default: study.Study) -> Iterator[Case]:
     toy = default.toy["toy"]
     span = (toy.sigma_min, toy.sigma_max)
-    yield Case("mixture, exact scores", Exact(fractal("A")), points(16), *span, dtype=torch.float64)
+    for lo, hi in ((0.002, 80.0), span):  # as for images, and as the 2D example is sampled
+        exact = Exact(fractal("A"))
+        yield Case(f"mixture, exact scores, {lo:g} to {hi:g}", exact, points(16), lo, hi, dtype=torch.float64)
     main, guide = (
         load(default.out / "results" / "toy" / "networks" / f"{role}.safetensors") for role in ("main", "guide")
     )
@@ -130,19 +132,24 @@ def errors(case: Case, best: dict[int, Tensor]) -> Iterator[dict[str, Any]]:
 
 
 def fid(default: study.Study, case: Case, best: dict[int, Tensor]) -> Iterator[dict[str, Any]]:
-    """FID of digits at equal steps; of images that the same seeds give."""
+    """FID of digits at equal steps, of the same seeds' images, so that the difference has a jackknife error."""
     data = default.data["digits"]
     real = data.made.draw(data.measured.seed, np.arange(REAL))[0].permute(0, 2, 3, 1).numpy()
     network = {"inception": detectors.load("inception", device="cpu")}
     target = from_features(features(network, real), network["inception"].tags)
     for n in STEPS:
-        row: dict[str, Any] = {"num_steps": n, "num_images": len(FID_SEEDS), "num_real": REAL}
         span = {"num_steps": n, "sigma_min": case.sigma_min, "sigma_max": case.sigma_max}
+        left_out = {}
         for name, schedule in (("edm", span), ("best", {"levels": best[n]})):
             parts = [case.solve(FID_SEEDS[i : i + 64], **schedule) for i in range(0, len(FID_SEEDS), 64)]
             images = case.main.encoder.decode(torch.cat(parts)).permute(0, 2, 3, 1).numpy()
-            row[name] = frechet_distance(from_features(features(network, images), network["inception"].tags), target)
-        yield row
+            blocks = torch.from_numpy(features(network, images)).tensor_split(BLOCKS)
+            left_out[name] = np.array([value for value, _ in leave_one_out(blocks, target)])
+        away = left_out["best"] - left_out["edm"]
+        change, error = jackknife(away[0], away[1:].tolist())
+        whole = {name: values[0] for name, values in left_out.items()}
+        numbers = {"num_images": len(FID_SEEDS), "num_real": REAL}
+        yield {"num_steps": n, **numbers, **whole, "difference": change, "standard_error": error}
 
 
 def features(network: dict[str, Detector], images: Any) -> Any:
