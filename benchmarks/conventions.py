@@ -4,7 +4,7 @@
 
 writes the table of docs/comparable.md, and keeps features in the folder, in files of 250 images or fewer: the same
 command again, after --seconds of work too, goes on where the last one ended. `repro.data.cifar10` makes the zip. Images
-are taken at random. The first ones, treated as the row says, are measured against other, untreated ones; the change is
+are taken at random. The first ones, treated as the row says, are measured against all others, untreated; the change is
 that against the same images untreated, so that the choice of images is common to both.
 """
 
@@ -28,12 +28,11 @@ from metrics.images import open_images
 from metrics.kernel import unbiased_mmd2
 from metrics.statistics import Statistics, from_features
 
-DRAWN = 3000  # images, in a random order
-COUNT = 1750  # of them that are measured, as many as time allows
-TREATED = 64  # of these, the first; all others are the reference
-REFERENCE = 750  # images that samples of the sizes NUMBERS are measured against
-NUMBERS = (250, 500, 1000)
-PIECE, SMALL, BATCH = 250, 64, 16  # images in a file of features, untreated and treated, and in a batch
+COUNT = 12_000  # images that are measured, in a random order
+TREATED, ROUGH = 500, 64  # of these, the first, and of what is slow; all but TREATED are the reference
+REFERENCE = 2000  # images, the last, that samples of the sizes NUMBERS are measured against
+NUMBERS = (1000, 2000, 5000, 10_000)
+PIECE, BATCH = 250, 16  # images in a file of features, and in a batch
 BLOCKS = 10  # of the jackknife
 
 Pixels = NDArray[np.uint8]
@@ -104,13 +103,18 @@ def table(found: dict[str, Features]) -> str:
     plain = found[UNTREATED]
     others, low = plain[TREATED:], plain[-REFERENCE:]
     target, low_target = from_features(others), from_features(low)
-    (fid, *left_out), kernel = measured(plain[:TREATED], others, target)
-    lines = ["| treated | FID | change | KID x 1000 | change |", "|---|---|---|---|---|"]
-    lines.append(f"| nothing | {fid:.2f} | | {kernel:.2f} | |")
+    lines = ["| treated | images | FID | change | KID x 1000 | change |", "|---|---|---|---|---|---|"]
+    same: dict[int, tuple[list[float], float]] = {}
     for name in [name for name in found if name != UNTREATED]:
-        (value, *without), moved = measured(found[name][:TREATED], others, target)
+        number = len(found[name])
+        if number not in same:
+            same[number] = measured(plain[:number], others, target)
+            lines.append(f"| nothing | {number} | {same[number][0][0]:.2f} | | {same[number][1]:.2f} | |")
+        (fid, *left_out), kernel = same[number]
+        (value, *without), moved = measured(found[name], others, target)
         change, error = jackknife(value - fid, np.subtract(without, left_out).tolist())
-        lines.append(f"| {name} | {value:.2f} | {change:+.2f} ± {error:.2f} | {moved:.2f} | {moved - kernel:+.2f} |")
+        row = f"| {name} | {number} | {value:.2f} | {change:+.2f} ± {error:.2f} | {moved:.2f} | {moved - kernel:+.2f} |"
+        lines.append(row)
     lines += ["", f"| N, against {REFERENCE} | FID | KID x 1000 |", "|---|---|---|"]
     for number in NUMBERS:
         x = plain[:number]
@@ -128,14 +132,13 @@ def table(found: dict[str, Features]) -> str:
 def main(images: Path | None, weights: Path | None, out: Path | None, seconds: float, device: str) -> None:
     """Measure the table of docs/comparable.md."""
     if images is None or out is None:
-        click.echo("takes a quarter of an hour and a set of images: python -m benchmarks.conventions --help")
+        click.echo("takes most of an hour and a set of images: python -m benchmarks.conventions --help")
         return
     began = time.monotonic()
-    whole = open_images(images).subset(DRAWN, seed=0)
-    order = np.random.default_rng(0).permutation(DRAWN)
-    wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: TREATED}
-    lengths = {name: PIECE if name == UNTREATED else SMALL for name in wanted}
-    pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, lengths[name])]
+    whole = open_images(images).subset(COUNT, seed=0)
+    order = np.random.default_rng(0).permutation(COUNT)
+    wanted = {UNTREATED: COUNT} | dict.fromkeys(TREATMENTS, TREATED) | {BFLOAT16: ROUGH}
+    pieces = [(name, start) for name, count in wanted.items() for start in range(0, count, PIECE)]
     pieces.sort(key=lambda piece: (piece[0] != UNTREATED, piece[1]))
     paths = {(name, i): out / f"{''.join(c if c.isalnum() else '-' for c in name)}-{i:05d}.npz" for name, i in pieces}
     networks = {
@@ -146,7 +149,7 @@ def main(images: Path | None, weights: Path | None, out: Path | None, seconds: f
         if time.monotonic() - began > seconds:
             raise SystemExit("to be continued: give the same command again")
         name, start = piece
-        members = order[start : min(start + lengths[name], wanted[name])].tolist()
+        members = order[start : min(start + PIECE, wanted[name])].tolist()
         pixels = [image for (image,) in whole.batches([[i] for i in members], 0)]
         treated = [np.ascontiguousarray(TREATMENTS.get(name, lambda x: x)(x)) for x in pixels]
         network = networks[torch.bfloat16 if name == BFLOAT16 else torch.float32]
