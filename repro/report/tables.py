@@ -1,6 +1,5 @@
 """Tables of a study: what each shows of its tidy CSV, which is the artefact."""
 
-import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,9 +66,9 @@ def configurations_view(rows: pd.DataFrame) -> View:
     """Methods x metrics; settings columns appear where something is set."""
     settings = [name for name in SETTINGS if name in rows and rows[name].notna().any()]
     columns = [Column("method", numeric=False), *(SETTINGS[name] for name in settings)]
-    labels, best, alike = _labels(rows, ["method"]), _best(rows), _alike(rows)
+    labels, best = _labels(rows, ["method"]), _best(rows)
     lines = [
-        [Cell(labels[key]), *(_setting(group[name].iloc[0]) for name in settings), *_value_cells(group, best, alike)]
+        [Cell(labels[key]), *(_setting(group[name].iloc[0]) for name in settings), *_value_cells(group, best)]
         for key, group in rows.groupby("configuration", sort=False)
     ]
     return View([*columns, *_value_columns(rows)], lines, _notes(rows))
@@ -78,14 +77,14 @@ def configurations_view(rows: pd.DataFrame) -> View:
 def sensitivity_view(rows: pd.DataFrame) -> View:
     """Places on curves x metrics, a rule between curves."""
     columns = [Column("method", numeric=False), Column("varied", numeric=False), Column("value")]
-    labels, alike = _labels(rows, ["method", "axis"]), _alike(rows)
+    labels = _labels(rows, ["method", "axis"])
     lines: list[list[Cell]] = []
     rules = []
     for key, curve in rows.groupby("configuration", sort=False):
         rules.append(len(lines))
         best, varied = _best(curve), Cell(AXES[curve["axis"].iloc[0]])
         for value, group in curve.groupby("axis_value"):
-            lines.append([Cell(labels[key]), varied, _setting(value), *_value_cells(group, best, alike)])
+            lines.append([Cell(labels[key]), varied, _setting(value), *_value_cells(group, best)])
     return View([*columns, *_value_columns(rows)], lines, _notes(rows), rules[1:])
 
 
@@ -121,36 +120,23 @@ def _best(rows: pd.DataFrame) -> set[object]:
     return {(better * means).idxmax() for better, means in groups if better and len(means) > 1}
 
 
-def _alike(rows: pd.DataFrame) -> list[list[str]]:
-    """Metrics in runs that are of the same images in every line, in the order of columns."""
-    groups = rows.fillna({"blocks": 0, "num_images": 0}).groupby("metric", sort=False)[["blocks", "num_images"]]
-    images = {str(name): group.to_numpy().tolist() for name, group in groups}
-    return [[*run] for _, run in itertools.groupby(images, key=images.get)]
-
-
 def _value_columns(rows: pd.DataFrame) -> list[Column]:
-    """Headings of `_value_cells`: numbers of images, and every metric with the direction of improvement."""
-    columns = []
-    for run in _alike(rows):
-        texts = ((m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in map(metric, run))
-        columns += [Column("N"), *(Column(*text) for text in texts)]
-    return columns
+    """Headings of `_value_cells`: number of images, and every metric with the direction of improvement."""
+    metrics = map(metric, dict.fromkeys(rows["metric"]))
+    texts = ((m.label + m.arrow, (m.tex or tex_escape(m.label)) + tex_escape(m.arrow)) for m in metrics)
+    return [Column("N"), *(Column(*text) for text in texts)]
 
 
-def _value_cells(group: pd.DataFrame, best: set[object], alike: list[list[str]]) -> list[Cell]:
-    """Images per block and number of blocks, then every metric of these, a row of `group` each, of one configuration or
-    place.
+def _value_cells(group: pd.DataFrame, best: set[object]) -> list[Cell]:
+    """Images per block and number of blocks, then every metric of one configuration or place, a row of `group` each.
 
     `measures.summarise` gives every one the same metrics in the same order.
     """
-    cells = []
-    for run in alike:
-        rows, images = group[group["metric"].isin(run)], Cell("–")
-        if len(done := rows.dropna(subset=["num_images"])):
-            count, blocks = int(done["num_images"].iloc[0]), int(done["blocks"].max())
-            images = Cell(f"{blocks} × {count}" if blocks > 1 else f"{count}", float(blocks * count))
-        cells += [images, *(_value_cell(row, place in best) for place, row in rows.iterrows())]
-    return cells
+    done, images = group.dropna(subset=["num_images"]), Cell("–")
+    if len(done):
+        count, blocks = int(done["num_images"].iloc[0]), int(done["blocks"].max())
+        images = Cell(f"{blocks} × {count}" if blocks > 1 else f"{count}", float(blocks * count))
+    return [images, *(_value_cell(row, place in best) for place, row in group.iterrows())]
 
 
 def _value_cell(row: Any, best: bool) -> Cell:

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import pandas as pd
 
 from metrics.files import InputError, write_csv, write_json, write_text
 from repro.report import gallery, page, tables, views
 from repro.report.tables import Table
 from repro.rows import MEASURES
-from repro.study import Study
+from repro.study import Part, Study
 from repro.verdicts import measures, published
 
 RESULTS, README = Path("results"), Path("README.md")
@@ -62,7 +65,7 @@ def report(study: Study, partial: bool = False) -> Path:
         "claims": tested,
         **({"order": tables.order_rows(study.order, summary)} if study.order else {}),
         "toy": measured[measured["section"] == "toy"],
-        **{data: images[images["configuration"].isin(ids)] for data, ids in measures.generated(study).items()},
+        **{table.name: _rows(images, ids, study, part) for table, ids, part in _generated_tables(study)},
         "tuning": measures.trials(study),
         "sensitivity": curves,
     }
@@ -103,13 +106,27 @@ def study_tables(study: Study) -> list[Table]:
         Table("claims", "Claims", CAPTIONS["claims"], tables.claims_view, judges="claims"),
         *([Table("order", "Order of methods", order, tables.order_view)] if study.order else []),
         *([toy] if study.toy else []),
-        *(
-            Table(data, f"Generated images: {data}", CAPTIONS["images"], tables.configurations_view)
-            for data in measures.generated(study)
-        ),
+        *(table for table, *_ in _generated_tables(study)),
         *([tuning] if study.tuned or any(toy.tuned for toy in study.toy.values()) else []),
         *([sensitivity] if study.sweeps else []),
     ]
+
+
+def _generated_tables(study: Study) -> Iterator[tuple[Table, list[str], Part]]:
+    """A table for every data set, and for each extra detector, which looks at other images; its configurations."""
+    for data, ids in measures.generated(study).items():
+        for part in study.evaluate.parts:
+            name, title = data, f"Generated images: {data}"
+            if part.folder:
+                name, title = f"{data}-{part.folder}", f"{title}, {part.images} at most of each by {part.folder}"
+            yield Table(name, title, CAPTIONS["images"], tables.configurations_view), ids, part
+
+
+def _rows(images: pd.DataFrame, ids: list[str], study: Study, part: Part) -> pd.DataFrame:
+    """Rows of some configurations: of what one extra detector measures, or of all that none of them does."""
+    extras = {name for other in study.evaluate.parts[1:] for name in other.evaluate.names}
+    ours = images["metric"].isin(part.evaluate.names if part.folder else {*images["metric"]} - extras)
+    return images[images["configuration"].isin(ids) & ours]
 
 
 def written_tables(study: Study, folder: Path) -> list[Table]:

@@ -11,6 +11,7 @@ from repro.study.schema import (
     Generate,
     Networks,
     Order,
+    Part,
     Published,
     Study,
     Sweep,
@@ -21,5 +22,5 @@ from repro.study.schema import (
 
 __all__ = ["OUT", "PARAMS", "STUDIES", "available", "known", "load", "named", "new", "parse_seeds", "purpose"]
 __all__ += ["study_path", "use"]
-__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Order", "Published", "Study"]
-__all__ += ["Sweep", "Tuned", "Waived"]
+__all__ += ["Claim", "CurveClaim", "Data", "Evaluate", "Generate", "Networks", "Order", "Part", "Published"]
+__all__ += ["Study", "Sweep", "Tuned", "Waived"]

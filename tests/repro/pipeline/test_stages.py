@@ -530,17 +530,22 @@ def test_an_extra_detector_looks_at_few_images_and_at_no_curve(
     assert sorted(path.stem for path in kept.glob("*.npz")) == ["000000-000005", "000006-000011"]  # whole shards
     reference = np.load(more.out / "references/digits" / EXTRA["extra"] / "features.npz")
     assert {len(reference[name]) for name in reference.files if reference[name].ndim == 2} == {8}
-    table = reporting.report(replace(more, sweeps={})) / "digits.md"
-    heads, _, *lines = ([x.strip() for x in line.split("|")[1:-1]] for line in table.read_text().splitlines() if line)
-    places = [heads.index("FD_digits ↓") - 1, heads.index("fid meaningless ↓") - 1]
-    assert [heads[place] for place in places] == ["N", "N"]
-    assert {tuple(line[place] for place in places) for line in lines} == {("2 × 8", "8")}
+    folder = reporting.report(replace(more, sweeps={}))
+    for name, head, images in (
+        ("digits", "FD_digits ↓", "2 × 8"),
+        (f"digits-{EXTRA['extra']}", "fid meaningless ↓", "8"),
+    ):
+        text = (folder / f"{name}.md").read_text()
+        heads, _, *lines = ([x.strip() for x in line.split("|")[1:-1]] for line in text.splitlines() if line)
+        assert {"FD_digits ↓", "fid meaningless ↓"} & {*heads} == {head}
+        assert {line[heads.index("N")] for line in lines} == {images}
     # Without images it samples them once more, to the same features.
     bare = replace(more, shards=replace(more.shards, keep_images=False))
     looked = {path.name: features.read(path).features[EXTRA["extra"]] for path in kept.glob("*.npz")}
     shutil.rmtree(more.out / "features")
     measure(bare, "unguided")
-    assert all(np.array_equal(features.read(kept / name).features[EXTRA["extra"]], x) for name, x in looked.items())
+    for name, x in looked.items():  # in other batches, whose products some processors round otherwise
+        np.testing.assert_allclose(features.read(kept / name).features[EXTRA["extra"]], x, rtol=1e-5, atol=1e-5)
 
 
 def test_a_study_goes_on_without_an_extra_detector_whose_weights_cannot_be_had(
@@ -556,7 +561,7 @@ def test_a_study_goes_on_without_an_extra_detector_whose_weights_cannot_be_had(
             stages.run_generate(extra, key)
             measure(extra, key)
         assert published.verify(extra) == 0
-        return (reporting.report(extra) / "digits.md").read_text()
+        return (reporting.report(extra) / f"digits-{EXTRA['extra']}.md").read_text()
 
     with monkeypatch.context() as patch:
         patch.setattr(weights, "WEIGHTS", weights.WEIGHTS | missing)
