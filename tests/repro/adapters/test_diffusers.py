@@ -105,7 +105,7 @@ def test_an_unconditional_unet_in_memory_and_on_disk(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         found = [from_diffusers(source)(x, 0.5) for source in (pipeline, saved(tmp_path, network, scheduler))]
-    assert torch.equal(*found)
+    torch.testing.assert_close(*found)  # of equal weights that lie elsewhere in memory
     assert from_diffusers(pipeline).label_dim == 0
     with pytest.raises(InputError, match="no null label"):
         null_class(from_diffusers(saved(tmp_path / "classes", unet(CLASSES), scheduler)))

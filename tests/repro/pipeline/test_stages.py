@@ -473,8 +473,8 @@ def test_replicates_leave_groups_of_seeds_out(first: Study) -> None:
     stages.run_generate(rest, "autoguidance")
     measure(rest, "autoguidance")
     values = measures(rest, "autoguidance").set_index("metric")["value"]
-    for name in ("fd_digits", "precision_digits", "recall_digits"):
-        assert found.loc[(name, "0-2"), "value"] == pytest.approx(values[name], rel=1e-9)
+    for name in ("fd_digits", "precision_digits", "recall_digits"):  # of features in other batches, rounded otherwise
+        assert found.loc[(name, "0-2"), "value"] == pytest.approx(values[name], rel=1e-6)
 
 
 @pytest.mark.parametrize(("num_real", "verdict"), [(64, "undecided"), (256, "not meaningful")])
