@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metrics.files import InputError
 from repro.search.distance import SampledDistance
 from repro.search.space import Candidate, Space
 from repro.study import parse_seeds
@@ -60,16 +61,29 @@ class Search:
         """Search, and measure what won on fresh seeds; the first finalist is the best on these.
 
         A gain is always taken, but only one above its standard error is worth another local grid of the same level.
+        Raises InputError where the settings' `images` do not suffice for the screening.
         """
-        ranking = self._race("screening", self.space.screening(), None)
+        first = self.space.screening()
+        least = self.settings.race(len(first), best=False) + self.settings.confirmation
+        if self.settings.images is not None and self.settings.images < least:
+            raise InputError(f"images is {self.settings.images}, screening and finalists alone take up to {least}")
+        ranking = self._race("screening", first, None)
         for level in range(len(self.settings.ema_steps)):
             gained = True
             while gained:
                 best = ranking[0]
-                ranking = self._race(f"level {level + 1}", [best, *self.space.neighbours(best, level)], best)
+                others = self.space.neighbours(best, level)
+                if not self._affords(len(others)):
+                    break
+                ranking = self._race(f"level {level + 1}", [best, *others], best)
                 change = self.objective.difference(ranking[0], best, self.settings.block)
                 gained = change.value < -change.standard_error
         return self._confirm(ranking[: self.settings.finalists])
+
+    def _affords(self, candidates: int) -> bool:
+        """Whether a race of so many new ones keeps to the settings' `images`."""
+        planned = self.objective.images + self.settings.race(candidates) + self.settings.confirmation
+        return self.settings.images is None or planned <= self.settings.images
 
     def _race(self, stage: str, pool: list[Candidate], best: Candidate | None) -> list[Candidate]:
         """Successive halving of `pool`; all candidates, the winner first, the last ones to drop out next.

@@ -24,6 +24,8 @@ class SearchSettings:
     rungs: int = 3
     #: The winner and its best neighbours, so many in all.
     finalists: int = 4
+    #: No race begins that could bring the images, those of the finalists included, above this; None: all that gain.
+    images: int | None = None
     #: Least and greatest weight.
     guidance: Interval = (1.0, 3.5)
     #: Half-widths of the local grids along the weight, coarse to fine; the last one is the lattice.
@@ -42,7 +44,7 @@ class SearchSettings:
     profile_error: float = 0.2
 
     def __post_init__(self) -> None:
-        positive(self, "rungs", "finalists", "guidance_steps", "ema_steps")
+        positive(self, "rungs", "finalists", "images", "guidance_steps", "ema_steps")
         for name in ("fresh", "first_guidance", "guidance_steps", "ema_steps"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty, expected at least one")
@@ -72,6 +74,20 @@ class SearchSettings:
     def sizes(self) -> list[int]:
         """Images per candidate at each rung."""
         return [len(self.block) >> k for k in reversed(range(self.rungs))]
+
+    def race(self, candidates: int, best: bool = True) -> int:
+        """Images at most of a race of so many new candidates, besides the best that was measured before."""
+        images, before = 0, 0
+        for size in self.sizes:
+            images, before = images + candidates * (size - before), size
+            candidates = -(-(candidates + best) // 2)
+        return images
+
+    @property
+    def confirmation(self) -> int:
+        """Images at most of the finalists: of the fresh blocks, and of the search's that all but the winner lack."""
+        whole = len(self.block)
+        return self.finalists * len(self.fresh) * whole + (self.finalists - 1) * (whole - self.sizes[0])
 
 
 @dataclass(frozen=True)

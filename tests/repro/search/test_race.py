@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from metrics.files import InputError
 from metrics.frechet import Estimate
 from repro.search import SearchSettings
 from repro.search.race import Search
@@ -101,6 +102,27 @@ def test_paired_noise_that_is_larger_than_the_differences_does_not_mislead(seed:
 
 
 COARSE = {0.02, 0.06, 0.1, 0.14}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_keeps_to_its_images(seed: int) -> None:
+    """It goes on as long as a race surely fits."""
+    free = replace(SETTINGS, first_guidance=(1.5, 2.0), fresh=["256-511"], finalists=2)
+    spent = []
+    for images in (1728, 2944, None):
+        settings = replace(free, images=images)
+        objective = Recorded(noisy(seed))
+        search = Search(space(settings), objective, lambda path: None)
+        search.run()
+        spent.append(objective.images)
+        assert objective.images <= (images or math.inf)
+    assert spent == sorted(set(spent))
+
+
+def test_images_that_do_not_suffice_for_the_screening_are_refused() -> None:
+    few = replace(SETTINGS, images=3000)
+    with pytest.raises(InputError, match="images is 3000, screening and finalists alone take up to 4"):
+        run(lambda c, seeds: bowl(c), space(few))
 
 
 def test_a_second_run_that_is_better_is_found() -> None:

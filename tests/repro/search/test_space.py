@@ -39,6 +39,7 @@ def test_neighbours_are_one_step_away_within_the_ranges() -> None:
         ({"fresh": []}, "fresh is empty"),
         ({"seeds": "0-6", "fresh": ["7-13"]}, "halved"),
         ({"rungs": 0}, "rungs is 0"),
+        ({"images": 0}, "images is 0"),
         ({"guidance_steps": [0.1, 0.4, 0.2]}, "falling"),
         ({"ema_steps": [0.01]}, "as many"),
         ({"guidance": [3.0, 1.0]}, "guidance is [3.0, 1.0], expected 0 < least"),
