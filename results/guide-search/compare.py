@@ -1,16 +1,13 @@
-"""`repro guide` against an exhaustive grid and against the hand-picked setting of the study `default`.
+"""Three searches of `repro guide` against an exhaustive grid and the hand-picked setting of the study `default`.
 
-Run from the project's root, after the digits networks and data are made (`dvc repro`), and after the search:
+Run from the project's root, after the digits networks and data of the study are made (`dvc repro`):
 
-    python -m repro guide --main digits-main-run --guide digits-small-run --data digits \
-        --settings results/guide-search/settings.yaml --out out/default/guide
-    python results/guide-search/compare.py
+    torchrun --standalone --nproc-per-node=2 results/guide-search/compare.py
 
-torchrun shares the images of both out among processes.
+Processes share the images; what was sampled is kept, and the same command goes on.
 """
 
 import itertools
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +16,15 @@ import torch
 from matplotlib.figure import Figure
 
 from metrics import distributed
-from metrics.files import write_csv
-from metrics.frechet import paired_difference
+from metrics.files import write_csv, write_text
+from metrics.frechet import Estimate, paired_difference
 from metrics.names import named
-from repro import study
+from repro import search, study
 from repro.drawing import MUTED, PAGE, PALETTE, save, styled
 from repro.pipeline.measuring import load_detectors, load_reference
+from repro.report.views import Cell, Column, View, to_markdown
 from repro.rows import provenance
 from repro.sampling.features import FeatureShards
-from repro.search import SearchSettings
 from repro.search.distance import SampledDistance
 from repro.search.runs import Networks
 from repro.search.space import Candidate
@@ -35,88 +32,115 @@ from repro.strict import load
 from repro.study import parse_seeds
 
 HERE = Path(__file__).parent
-SEARCH = Path("out/default/guide")
-GRID = Path("out/default/guide-grid")
+OUT = Path("out/default/guide-search")
+MAIN, GUIDE, DATA, DETECTOR = "digits-main-run", "digits-small-run", "digits", "digits"
+SEARCHES = ("200000-200255", "201024-201279", "202048-202303")  # seeds of a search each, of which no study reports any
 WEIGHTS, LENGTHS = (1.25, 1.5, 1.75, 2.0), (0.05, 0.10, 0.15)
 HAND = Candidate("digits-small", 10, 1.5, 0.10, 0.10)  # generate.digits-autoguidance of studies/default.yaml
-REPORTED = ("0-511", "1024-1535", "2048-2559")  # of that study's seeds, which neither search nor grid has seen
+REPORTED = ("0-511", "1024-1535", "2048-2559")  # of that study's seeds, which neither searches nor grid have seen
 
 
 def main() -> None:
     distributed.init()
-    settings = load(SearchSettings, HERE / "settings.yaml")
-    default = study.load(Path("studies/default.yaml"))
-    networks = Networks(default, "digits-main-run", ["digits-small-run"], GRID / "networks")
-    place, cpu = default.out / "references" / "digits", torch.device("cpu")
-    reference = load_reference(place, replace(default.evaluate, detectors=["digits"], metrics=["fd"]))
-    real, form = reference.require("digits"), FeatureShards(load_detectors(["digits"], place, cpu))
-    objective = SampledDistance(networks, real, form, default, GRID / "features", cpu)
+    settings, default = load(search.SearchSettings, HERE / "settings.yaml"), study.load(Path("studies/default.yaml"))
+    folders = {f"search on {seeds}": OUT / seeds for seeds in SEARCHES}
+    for seeds, folder in zip(SEARCHES, folders.values(), strict=True):
+        search.guide(default, MAIN, [GUIDE], DATA, replace(settings, seeds=seeds), DETECTOR, folder)
+    paths = {name: pd.read_csv(folder / "path.csv") for name, folder in folders.items()}
+    chosen = {name: found(pd.read_csv(folder / "finalists.csv").iloc[0]) for name, folder in folders.items()}
 
-    seeds = settings.block
+    networks = Networks(default, MAIN, [GUIDE], OUT / "grid" / "networks")
+    place, cpu = default.out / "references" / DATA, torch.device("cpu")
+    reference = load_reference(place, replace(default.evaluate, detectors=[DETECTOR], metrics=["fd"]))
+    real, form = reference.require(DETECTOR), FeatureShards(load_detectors([DETECTOR], place, cpu))
+    objective = SampledDistance(networks, real, form, default, OUT / "grid" / "features", cpu)
+    kimgs = networks.guides["digits-small"].halvings()
     grid = [
         Candidate("digits-small", kimg, w, m, g)
-        for w, kimg, m, g in itertools.product(WEIGHTS, networks.guides["digits-small"].halvings(), LENGTHS, LENGTHS)
+        for w, kimg, m, g in itertools.product(WEIGHTS, kimgs, LENGTHS, LENGTHS)
     ]
-    values = objective.measure(grid, seeds)
-    grid_images = objective.images
-    best = grid[values.index(min(values))]
-    table = pd.DataFrame([vars(c) | {"num_images": len(seeds), "value": v} for c, v in zip(grid, values, strict=True)])
-    if distributed.rank() == 0:
-        write_csv(HERE / "grid.csv", table)
-
-    found = pd.read_csv(SEARCH / "finalists.csv").iloc[0]
-    winner = Candidate(found["guide"], int(found["kimg"]), found["guidance"], found["main_ema"], found["guide_ema"])
-    path = pd.read_csv(SEARCH / "path.csv")
-    chosen = {"search": winner, "grid": best, "hand-picked": HAND}
-    images = {"search": int(path["images"].max()), "grid": grid_images, "hand-picked": None}
-    on_seeds = dict(zip(chosen, objective.measure(list(chosen.values()), seeds), strict=True))
-    blocks = [objective.measure(list(chosen.values()), parse_seeds(block)) for block in REPORTED]
+    values = objective.measure(grid, settings.block)
+    images = {name: int(path["images"].max()) for name, path in paths.items()} | {"grid": objective.images}
+    chosen |= {"grid": grid[values.index(min(values))], "hand-picked": HAND}
+    measured = {
+        block: dict(zip(chosen, objective.measure(list(chosen.values()), parse_seeds(block)), strict=True))
+        for block in REPORTED
+    }
     if distributed.rank():
         return
-    rows = []
-    for number, (name, candidate) in enumerate(chosen.items()):
-        fresh = [values[number] for values in blocks]
+
+    def less_grid(c: Candidate) -> Estimate:
+        """FD less that of the grid's best, paired by seed: mean over the blocks."""
         pairs = [
-            paired_difference(*(objective.features(c, parse_seeds(block)).gather() for c in (winner, candidate)), real)
+            paired_difference(*(objective.features(x, parse_seeds(block)).gather() for x in (c, chosen["grid"])), real)
             for block in REPORTED
         ]
+        error = sum(pair.standard_error**2 for pair in pairs) ** 0.5 / len(pairs)
+        return Estimate(sum(pair.value for pair in pairs) / len(pairs), error)
+
+    rows = []
+    for name, candidate in chosen.items():
+        blocks, away = pd.Series([measured[block][name] for block in REPORTED]), less_grid(candidate)
         rows.append(
-            {"setting": name, **vars(candidate), "images": images[name], f"fd_{len(seeds)}": on_seeds[name]}
-            | {"mean": sum(fresh) / len(fresh), "min": min(fresh), "max": max(fresh)}
-            | {"values": ";".join(f"{v:.5f}" for v in fresh)}
-            | {"search_minus_this": sum(p.value for p in pairs) / len(pairs)}
-            | {"standard_error": sum(p.standard_error**2 for p in pairs) ** 0.5 / len(pairs)}
+            {"setting": name, **vars(candidate), "images": images.get(name)}
+            | {"mean": blocks.mean(), "min": blocks.min(), "max": blocks.max()}
+            | {"values": ";".join(f"{value:.5f}" for value in blocks)}
+            | {"less_grid": away.value, "standard_error": away.standard_error}
+            | {"upper_95": away.value + 1.96 * away.standard_error}
             | provenance(cpu)
         )
     comparison = pd.DataFrame(rows)
+    on_grid = [vars(c) | {"num_images": len(settings.block), "value": v} for c, v in zip(grid, values, strict=True)]
+    write_csv(HERE / "grid.csv", pd.DataFrame(on_grid))
+    write_csv(HERE / "path.csv", pd.concat([path.assign(search=name) for name, path in paths.items()]))
     write_csv(HERE / "comparison.csv", comparison)
-    print(comparison.T.to_string())
-    save(draw(path, table, comparison), SEARCH / "comparison")
-    for name in ("path.csv", "path.png", "finalists.csv", "summary.md", "study.yaml", "comparison.png"):
-        shutil.copy(SEARCH / name, HERE / name)
+    save(draw(paths, pd.DataFrame(on_grid), comparison), HERE / "comparison")
+    write_text(HERE / "comparison.md", to_markdown(view(comparison)))
+    print(to_markdown(view(comparison)))
+
+
+def found(row: pd.Series) -> Candidate:
+    """The setting of a row of finalists."""
+    return Candidate(row["guide"], int(row["kimg"]), row["guidance"], row["main_ema"], row["guide_ema"])
+
+
+def view(rows: pd.DataFrame) -> View:
+    columns = [Column(name, numeric=False) for name in ("found by", "setting")]
+    columns += map(
+        Column, ("images", "FD_digits", "least to greatest block", "less the grid's best", "95% upper bound")
+    )
+    lines = []
+    for row in rows.to_dict("records"):
+        images = "" if pd.isna(row["images"]) else f"{row['images']:,.0f}"
+        value = f"{row['mean']:.3f}", f"{row['min']:.3f} to {row['max']:.3f}"
+        away = f"{row['less_grid']:.3f} ± {row['standard_error']:.3f}", f"{row['upper_95']:.3f}"
+        away = ("", "") if row["setting"] == "grid" else away
+        lines.append([row["setting"], str(found(pd.Series(row))), images, *value, *away])
+    return View(columns, [[*map(Cell, line)] for line in lines])
 
 
 @styled
-def draw(path: pd.DataFrame, grid: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
-    """Left: best value so far over the images generated; right: what was chosen, on seeds that neither saw."""
-    figure = Figure(figsize=(PAGE, 2.6))
+def draw(paths: dict[str, pd.DataFrame], grid: pd.DataFrame, comparison: pd.DataFrame) -> Figure:
+    """Left: best value so far over the images generated; right: what was chosen, on seeds that none of them saw."""
+    figure = Figure(figsize=(PAGE, 2.8))
     progress, judged = figure.subplots(1, 2, width_ratios=(3, 2))
-    full = path[(path["num_images"] == grid["num_images"][0]) & (path["stage"] != "fresh seeds") & path["accepted"]]
-    colours = {"search": PALETTE[0], "grid": PALETTE[1], "hand-picked": MUTED}
-    spent = [(i + 1) * grid["num_images"][0] / 1000 for i in range(len(grid))]
+    names, size = list(comparison["setting"]), grid["num_images"][0]
+    colours = dict(zip(names, PALETTE, strict=False)) | {"hand-picked": MUTED}
+    spent = [(i + 1) * size / 1000 for i in range(len(grid))]
     progress.step(spent, grid["value"].cummin(), where="post", color=colours["grid"], label="grid, in its order")
-    steps = [*full["images"] / 1000, path["images"].max() / 1000], [*full["value"], full["value"].iloc[-1]]
-    progress.step(*steps, where="post", marker="o", color=colours["search"], label="search")
+    for name, path in paths.items():
+        full = path[(path["num_images"] == size) & (path["stage"] != "fresh seeds") & path["accepted"]]
+        steps = [*full["images"] / 1000, path["images"].max() / 1000], [*full["value"], full["value"].iloc[-1]]
+        progress.step(*steps, where="post", marker="o", color=colours[name], label=name)
     progress.set_xlabel("images generated (thousands)")
     progress.set_ylabel(f"best {named('fd_digits').axis}")
     progress.legend()
     for i, row in comparison.iterrows():
         judged.hlines(i, row["min"], row["max"], color=colours[row["setting"]], linewidth=4, alpha=0.35)
         judged.plot(row["mean"], i, marker="o", color=colours[row["setting"]])
-    judged.set_yticks(range(len(comparison)), list(comparison["setting"]))
-    judged.set_ylim(len(comparison) - 0.5, -0.5)
-    images = f"{len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images"
-    judged.set_xlabel(f"{named('fd_digits').axis} of {images}")
+    judged.set_yticks(range(len(names)), names)
+    judged.set_ylim(len(names) - 0.5, -0.5)
+    judged.set_xlabel(f"{named('fd_digits').axis} of {len(REPORTED)} x {len(parse_seeds(REPORTED[0]))} other images")
     judged.grid(axis="y", visible=False)
     return figure
 
