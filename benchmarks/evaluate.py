@@ -27,7 +27,7 @@ from metrics.statistics import Statistics
 
 DETECTOR, BATCH = "inception", 64
 SIZE, TILE, DISTINCT = 32, 8, 2500  # more different images than features, for a covariance of full rank
-ALONE = 4096
+ALONE = 4096  # images of the detector alone, where there are more
 SUBSETS = (10_000, 5_000)
 
 

@@ -21,8 +21,11 @@ def run_tune(study: Study, key: str, item: Tuned, folder: Path) -> None:
 
     Leaves every trial in trials.csv, a row per value. Trials that stand are not made again.
     """
-    possible = not acquire.not_possible(study, item.guided)
-    guided = _tune(study, key, item, folder) if possible else item.guided
+    guided = item.at([0.0] * len(item.over))  # guided, whichever settings: all have the same networks
+    if not acquire.not_possible(study, guided):
+        guided = _tune(study, key, item, folder)
+    elif distributed.rank() == 0:
+        (folder / TRIALS).unlink(missing_ok=True)
     entry = Generate(item.method, item.data, item.seeds, guided)
     others = {other: it for other, it in study.tuned.items() if other != key}
     whole = replace(study, generate=study.generate | {key: entry}, tuned=others)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from repro.missing import NOTE, read_missing
 from repro.rows import MEASURES
 from repro.study import Study, parse_seeds
 from repro.verdicts import claims
@@ -47,21 +48,21 @@ def everything(checkout: Finished, study: Study) -> None:
 
 
 def not_possible(out: Path, missing: set[str]) -> bool:
-    """For each of the files that nobody has, some cell says so; and each cell says so or has rows of measures.
+    """For each of the files that nobody has, some result says so; and each says so, in its cell too, or has measures.
 
     Returns whether any has.
     """
-    cells = pd.read_csv(out / "published.csv").set_index("configuration")
-    reasons = {str(key): str(cells.loc[key, "reason"]) for key in cells.index if (out / "results" / str(key)).exists()}
+    cells = pd.read_csv(out / "published.csv").set_index("configuration")["verdict"]
+    results = out.glob(f"results/*/{MEASURES}")
+    reasons = {path.parent.name: read_missing(path.with_name(NOTE)).get("", "") for path in results}
     for path in missing:
-        expect(
-            any(f"{path} gave 404 on" in reason for reason in reasons.values()), f"no cell says that {path} is missing"
-        )
+        told = any(f"{path} gave 404 on" in reason for reason in reasons.values())
+        expect(told, f"nothing says that {path} is missing")
     for key, reason in reasons.items():
-        lost = cells.loc[key, "verdict"] == NOT_POSSIBLE
-        expect(lost == ("gave 404" in reason), f"{key}: '{cells.loc[key, 'verdict']}' because of '{reason}'")
-        expect(lost == pd.read_csv(out / "results" / key / MEASURES).empty, f"{key}: measured and {reason}")
-    return not all("gave 404" in reason for reason in reasons.values())
+        verdicts = set(cells[cells.index == key])
+        expect(not verdicts or (verdicts == {NOT_POSSIBLE}) == bool(reason), f"{key}: {verdicts} because of '{reason}'")
+        expect(bool(reason) == pd.read_csv(out / "results" / key / MEASURES).empty, f"{key}: measured and '{reason}'")
+    return not all(reasons.values())
 
 
 def _measures(out: Path, study: Study) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from metrics.files import InputError
+from repro.missing import note_missing
 from repro.pipeline import stages
 from repro.rows import read_rows
 from repro.sampling import shards
@@ -121,6 +122,24 @@ def test_a_tuned_configuration_is_that_of_its_best_trial(
     for key in ENTRIES:
         run_tune(asked, key)
     pd.testing.assert_frame_equal(measures.trials(asked), found)
+
+
+def test_without_its_guide_a_tuned_configuration_is_not_possible_and_nothing_of_it_stays(
+    here: Path, golden: Path
+) -> None:
+    asked = study(golden, {"weight": ENTRIES["weight"]})
+    guide = asked.out / "networks" / GUIDE
+    kept, found = guide.read_bytes(), measures.trials(asked)
+    guide.unlink()
+    note_missing(guide, {"": "guide.pkl gave 404 on 2026-01-01"})
+    run_tune(asked, "weight")
+    assert measures.why_missing(asked, "weight") == "guide.pkl gave 404 on 2026-01-01"
+    assert read_rows(measures.result_file(asked, "weight")).empty
+    assert measures.trials(asked).empty
+    guide.write_bytes(kept)
+    run_tune(asked, "weight")
+    pd.testing.assert_frame_equal(measures.trials(asked), found)
+    assert not measures.why_missing(asked, "weight")
 
 
 @pytest.mark.parametrize(
