@@ -8,6 +8,7 @@ Processes share the images; what was sampled is kept, and the same command goes 
 """
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def main() -> None:
     write_csv(HERE / "grid.csv", pd.DataFrame(on_grid))
     write_csv(HERE / "path.csv", pd.concat([path.assign(search=name) for name, path in paths.items()]))
     write_csv(HERE / "comparison.csv", comparison)
-    save(draw(paths, pd.DataFrame(on_grid), comparison), HERE / "comparison")
+    save(draw(paths, pd.DataFrame(on_grid), comparison), OUT / "comparison")
+    shutil.copy(OUT / "comparison.png", HERE)
     write_text(HERE / "comparison.md", to_markdown(view(comparison)))
     print(to_markdown(view(comparison)))
 
