@@ -52,15 +52,16 @@ def not_possible(out: Path, missing: set[str]) -> bool:
 
     Returns whether any has.
     """
-    cells = pd.read_csv(out / "published.csv").set_index("configuration")["verdict"]
+    cells = pd.read_csv(out / "published.csv").set_index("configuration")[["verdict", "reason"]].astype(str)
     results = out.glob(f"results/*/{MEASURES}")
     reasons = {path.parent.name: read_missing(path.with_name(NOTE)).get("", "") for path in results}
     for path in missing:
         told = any(f"{path} gave 404 on" in reason for reason in reasons.values())
         expect(told, f"nothing says that {path} is missing")
     for key, reason in reasons.items():
-        verdicts = set(cells[cells.index == key])
-        expect(not verdicts or (verdicts == {NOT_POSSIBLE}) == bool(reason), f"{key}: {verdicts} because of '{reason}'")
+        for verdict, why in cells[cells.index == key].to_numpy():
+            lost = verdict == NOT_POSSIBLE
+            expect(lost == bool(reason) == ("gave 404" in why), f"{key}: '{verdict}' for '{why}', not '{reason}'")
         expect(bool(reason) == pd.read_csv(out / "results" / key / MEASURES).empty, f"{key}: measured and '{reason}'")
     return not all(reasons.values())
 
