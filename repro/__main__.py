@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tabulate import tabulate
 
 from metrics import command_line, distributed
 from metrics.documents import parse_yaml
-from metrics.files import InputError, nearest, on_one_line
+from metrics.files import InputError, nearest, on_one_line, write_csv
 from metrics.registry import load_plugins
 
 with command_line.imports("repro"):  # it needs the extra `pipeline`
@@ -30,7 +31,7 @@ with command_line.imports("repro"):  # it needs the extra `pipeline`
     from repro.study.rates import Rates, Record, read_record
     from repro.training import recipes
     from repro.training.watching import Watch, train_watched
-    from repro.verdicts import check, measures, verify
+    from repro.verdicts import check, counted, measures, side_by_side, verify
 
 Texts = tuple[str, ...]  # of a repeatable option
 PATH = click.Path(path_type=Path)
@@ -477,6 +478,18 @@ def check_command(committed: Path, training_seeds: Path) -> None:
     if len(outside):
         click.echo(outside.to_string(index=False))
         raise SystemExit(1)
+
+
+@cli.command("verdicts")
+@click.argument("results", type=PATH, nargs=-1, required=True)
+@click.option("--csv", type=PATH, help="The table as a CSV too.")
+def verdicts_command(results: tuple[Path, ...], csv: Path | None) -> None:
+    """The claims of RESULTS (folders of reports) side by side, and how many of the verdicts flip."""
+    table = side_by_side(results)
+    click.echo(tabulate(table, headers="keys", tablefmt="github", showindex=False))
+    click.echo(f"\n{counted(table['outcome'])}")
+    if csv:
+        write_csv(csv, table)
 
 
 @cli.command("clean")
