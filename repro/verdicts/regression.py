@@ -14,6 +14,7 @@ from metrics.files import InputError
 from repro.rows import MEASURES, read_rows
 
 SIGMAS = 3.0
+FEW = 3  # blocks; the spread of fewer says next to nothing
 ID = ["configuration", "method", "metric", "axis_value"]
 
 
@@ -46,8 +47,8 @@ def training_spread(repeats: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _cells(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Columns `name`, mean over blocks of every cell, and `std_name`; a single block borrows its metric's largest."""
+    """Columns `name`, mean over blocks of every cell, and `std_name`; its metric's largest of fewer than `FEW`."""
     rows = rows.assign(axis_value=rows["axis_value"].astype(float).map(str))  # no number equals NaN
-    cells = rows.groupby(ID)["value"].agg(["mean", "std"])
+    cells = rows.groupby(ID)["value"].agg(["mean", "std", "count"])
     of_metric = cells.groupby("metric")["std"].transform("max").fillna(0.0)
-    return pd.DataFrame({name: cells["mean"], f"std_{name}": cells["std"].fillna(of_metric)})
+    return pd.DataFrame({name: cells["mean"], f"std_{name}": cells["std"].where(cells["count"] >= FEW, of_metric)})

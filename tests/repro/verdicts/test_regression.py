@@ -37,6 +37,18 @@ def test_a_difference_within_the_spread_agrees_and_a_larger_one_does_not(folders
     assert not check(rows(1.4), *folders)["agrees"].any()
 
 
+def test_the_spread_of_two_blocks_is_that_of_the_metric(folders: tuple[Path, Path]) -> None:
+    def fresh(shift: float) -> pd.DataFrame:
+        return pd.DataFrame([row(key, 1 + shift, block=block) for key in ("a", "b") for block in ("0-9", "10-19")])
+
+    wide = fresh(0.0)
+    wide.loc[wide["configuration"] == "a", "value"] = [0.8, 1.2]  # of b the two are equal by chance
+    write_csv(folders[0] / MEASURES, wide)
+    write_rows(folders[1] / MEASURES, [])
+    assert check(fresh(0.5), *folders)["agrees"].all()
+    assert not check(fresh(1.0), *folders)["agrees"].any()
+
+
 def test_training_spread_is_the_standard_deviation_over_training_seeds(folders: tuple[Path, Path]) -> None:
     assert training_spread(read_rows(folders[1] / MEASURES)).to_dict() == {("fd", "m"): pytest.approx(0.1)}
 
