@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from metrics import command_line, distributed
 from metrics.documents import parse_yaml
-from metrics.files import InputError, nearest, on_one_line, write_csv
+from metrics.files import InputError, nearest, on_one_line
 from metrics.registry import load_plugins
 
 with command_line.imports("repro"):  # it needs the extra `pipeline`
@@ -482,14 +482,11 @@ def check_command(committed: Path, training_seeds: Path) -> None:
 
 @cli.command("verdicts")
 @click.argument("results", type=PATH, nargs=-1, required=True)
-@click.option("--csv", type=PATH, help="The table as a CSV too.")
-def verdicts_command(results: tuple[Path, ...], csv: Path | None) -> None:
+def verdicts_command(results: tuple[Path, ...]) -> None:
     """The claims of RESULTS (folders of reports) side by side, and how many of the verdicts flip."""
     table = side_by_side(results)
     click.echo(tabulate(table, headers="keys", tablefmt="github", showindex=False))
     click.echo(f"\n{counted(table['outcome'])}")
-    if csv:
-        write_csv(csv, table)
 
 
 @cli.command("clean")

@@ -14,9 +14,12 @@ from PIL import Image
 
 from metrics import features, references
 from metrics.features import FeatureSet
+from metrics.files import write_csv
 from repro import snapshots
 from repro.data import archives
 from repro.rows import MEASURES, Row, write_rows
+from repro.verdicts.claims import HOLDS, Verdict, table
+from repro.verdicts.repeats import CLAIMS
 from tests.hostile.plugin import Colour
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +100,7 @@ COMMANDS = {
     "clean": ("repro", ["clean", "aside"]),
     "verify": ("repro", ["verify", "--partial"]),
     "check": ("repro", ["check", "committed", "--training-seeds", "committed"]),
+    "verdicts": ("repro", ["verdicts", "committed"]),
 }
 
 
@@ -188,6 +192,8 @@ def make(folder: Path) -> Path:
         written += rows
     (folder / "committed").mkdir()
     write_rows(folder / "committed" / MEASURES, written)
+    judged = Verdict("A is nearer", "fd_digits", "mini-auto", difference=-0.1, standard_error=0.01, verdict=HOLDS)
+    write_csv(folder / "committed" / CLAIMS, table([judged, judged]))
     return folder
 
 

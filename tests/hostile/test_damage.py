@@ -27,6 +27,7 @@ READERS = {
     "search.yaml": ("repro", [*GUIDE, "--settings", "search.yaml"]),
     "out/mini/results/mini-auto/measures.csv": ("repro", ["report", "--partial"]),
     "committed/measures.csv": COMMANDS["check"],
+    "committed/claims.csv": COMMANDS["verdicts"],
 }
 #: Files whose content is covered by a checksum or by another digest: any change of them is found.
 SEALED = ("features.npz",)

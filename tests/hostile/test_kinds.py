@@ -64,6 +64,7 @@ PLACES = {
     "training data": ("repro", ["train", "--preset", "edm2-img64-xs", "--data", "{}", "--out", "run"]),
     "settings": ("repro", [*GUIDE, "--settings", "{}"]),
     "committed results": ("repro", ["check", "{}"]),
+    "results with claims": ("repro", ["verdicts", "{}"]),
 }
 SUFFIXES = {
     "images": ("", ".zip", ".tar", ".npz", ".tar.gz", ".png"),
