@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from metrics.files import InputError, write_csv, write_json, write_text
+from metrics.names import space
 from repro.report import gallery, page, tables, views
 from repro.report.tables import Table
 from repro.rows import MEASURES
@@ -118,7 +119,8 @@ def _generated_tables(study: Study) -> Iterator[tuple[Table, list[str], Part]]:
         for part in study.evaluate.parts:
             name, title = data, f"Generated images: {data}"
             if part.folder:
-                name, title = f"{data}-{part.folder}", f"{title}, {part.images} at most of each by {part.folder}"
+                name, seen = f"{data}-{part.folder}", f"the first {part.images:,} of each by {space(part.folder).label}"
+                title = f"{title}, {seen}"
             yield Table(name, title, CAPTIONS["images"], tables.configurations_view), ids, part
 
 

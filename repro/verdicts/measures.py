@@ -30,7 +30,7 @@ SETTINGS += ["rule", "main_degradations", "guide_degradations", "solver"]
 DIGESTS = ["main_sha256", "guide_sha256", "detector", "detector_sha256", "reference_sha256"]
 ORIGIN = [*DIGESTS, "device", "versions", "commit"]
 FLOOR = 10.0  # halves of the real images' distance, beyond which a network that is not guided is broken
-SHOWN = 20  # values of a study in `dvc metrics show`
+SHOWN = 28  # values of a study in `dvc metrics show`
 CURVE = ["configuration", "method", "axis", "axis_value", "metric", *STATISTICS, "reason"]
 SUMMARY = ["section", *CURVE[:-1], "values", *SETTINGS, *ORIGIN, "reason"]
 

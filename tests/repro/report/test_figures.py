@@ -38,7 +38,7 @@ def test_figures_print_at_seven_points_or_more_with_labelled_axes(default, monke
     monkeypatch.setattr(gallery, "save", lambda figure, stem: drawn.append((stem.name, figure)))
     summary = measures.summarise(default, measures.read(default))
     draw_figures(default, default.out / "report", summary, read_previews(default))
-    assert len(drawn) == 6
+    assert len(drawn) == 7
     with matplotlib.rc_context(STYLE):
         for name, figure in drawn:
             check_figure(name, figure)

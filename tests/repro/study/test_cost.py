@@ -198,4 +198,4 @@ def test_what_a_study_takes_is_said_without_counting_arithmetic(monkeypatch: pyt
     monkeypatch.delattr(cost, "shape_of")
     assert cost.brief(load("edm2")) == "images 5,400,000, files to fetch 51"  # 36 x 150,000
     said = cost.brief(load("default"))
-    assert said == "images 27,648, training runs 3, 2D examples 1"  # 6 x 3,072 of tables, 18 x 512 of curves
+    assert said == "images 21,504, training runs 3, 2D examples 1"  # 6 x 2,048 of tables, 18 x 512 of curves

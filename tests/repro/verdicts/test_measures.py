@@ -27,10 +27,10 @@ def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def test_missing_seed_blocks_are_named(half: Study) -> None:
     path = measures.result_file(half, "digits-unguided")
     found = pd.read_csv(path)
-    found[found["block"] == "0-1023"].to_csv(path, index=False)
+    found[found["block"] == "0-511"].to_csv(path, index=False)
     summarised = measures.summarise(half, measures.read(half))
     view = configurations_view(summarised[summarised["section"] == "generate"])
-    assert "digits-unguided: 1 of 3 seed blocks" in view.notes
+    assert "digits-unguided: 1 of 4 seed blocks" in view.notes
     (row,) = [row for row in view.rows if row[0].text == "no guidance"]
     assert "±" not in row[-1].text
 
@@ -38,25 +38,27 @@ def test_missing_seed_blocks_are_named(half: Study) -> None:
 def test_a_metrics_name_does_not_depend_on_other_rows(half: Study) -> None:
     path = measures.result_file(half, "digits-unguided")
     found = pd.read_csv(path)
-    other = found.assign(detector="dinov2", metric=found["metric"].str.replace("digits", "dinov2"), value=0.5)
+    digits = found[found["detector"] == "digits"]
+    other = digits.assign(detector="dinov2", metric=digits["metric"].str.replace("digits", "dinov2"), value=0.5)
     pd.concat([found, other]).to_csv(path, index=False)
     summary = measures.summarise(half, measures.read(half))
     ours = summary[summary["configuration"] == "digits-unguided"]
-    assert list(ours["metric"]) == [*NAMES, *(name.replace("digits", "dinov2") for name in NAMES)]
+    names = half.evaluate.names
+    assert set(ours["metric"]) == {*names, *(name.replace("digits", "dinov2") for name in names if "digits" in name)}
     other = summary[(summary["configuration"] == "digits-autoguidance") & (summary["metric"] == "recall_dinov2")]
     assert list(other["reason"]) == ["not measured"]
-    assert set(measures.dvc_metrics(half, summary)["digits-unguided"]) <= set(NAMES)
+    assert set(measures.dvc_metrics(half, summary)["digits-unguided"]) <= set(names)
 
 
 def test_every_planned_value_has_a_row(half: Study) -> None:
     summary = measures.summarise(half, measures.read(half))
-    places = len(half.generate) + sum(len(sweep.values) for sweep in half.sweeps.values())
-    assert len(summary) == 5 * 6 + places * len(NAMES)
+    generated, places = len(half.evaluate.names), sum(len(sweep.values) for sweep in half.sweeps.values())
+    assert len(summary) == 5 * 6 + len(half.generate) * generated + places * len(NAMES)
     assert list(summary.columns) == measures.SUMMARY
     cfg = summary[summary["configuration"] == "digits-cfg"]
     assert set(cfg["reason"]) == {"not run"}
-    assert set(cfg["guidance"]) == {1.5}
-    assert summary["mean"].notna().sum() == 5 * 6 + 2 * len(NAMES)
+    assert set(cfg["guidance"]) == {1.95}
+    assert summary["mean"].notna().sum() == 5 * 6 + 2 * generated
 
 
 def test_the_committed_results_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
