@@ -73,6 +73,24 @@ def test_no_two_studies_share_a_stage() -> None:
     assert [key for key, number in counts.items() if number > 1] == []
 
 
+def test_again_is_the_default_study_on_other_seeds() -> None:
+    default, again = load("default"), load("again")
+    assert (again.sampler, again.shards, again.evaluate) == (default.sampler, default.shards, default.evaluate)
+    own = [item.config for item in again.train.values()]
+    assert own == [item.config for item in default.train.values()]
+    assert len(again.claims) == len(default.claims)
+    for ours, theirs in zip(again.claims, default.claims, strict=True):
+        assert (ours.text, ours.metric, ours.within) == (theirs.text, theirs.metric, theirs.within)
+        assert [part.split("-")[-1] for part in ours.pairs[0]] == [part.split("-")[-1] for part in theirs.pairs[0]]
+    for key, item in default.generate.items():
+        other = again.generate[key.replace("digits-", "again-")]
+        assert other.method == item.method
+        assert (other.guided.guidance, other.guided.interval) == (item.guided.guidance, item.guided.interval)
+        seeds, others = ([seed for block in x.seeds for seed in studies.parse_seeds(block)] for x in (item, other))
+        assert len(seeds) == len(others)
+        assert not set(seeds) & set(others)
+
+
 @pytest.mark.parametrize("cell", table1_cells(), ids=lambda c: "-".join(map(str, c[:3])))
 def test_every_cell_of_table1_is_one_configuration(cell: tuple[str, str, str, float, str, str, str]) -> None:
     name, row, metric, value, weight, main_ema, guide_ema = cell
