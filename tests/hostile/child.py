@@ -1,13 +1,16 @@
 """A command line in a process of its own, forked from an idle one, with limits of address space and time."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  (imported by some commands: part of the idle process)
@@ -16,6 +19,7 @@ import metrics.__main__
 import repro.__main__
 from repro import report  # noqa: F401  (likewise)
 
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 20
 ADDRESS_SPACE = 2 * 2**30  # beyond that of the idle process
 PATIENCE = 600  # seconds that a command without limits may take
@@ -23,6 +27,7 @@ RESIDENT = 300 * 2**20  # beyond the idle process, for whatever is refused
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__])
+STARTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ def start(
 ) -> multiprocessing.process.BaseProcess:
     """Begin to run `program` in `folder`; `place` receives what it says, and what it took. `bounded` limits memory."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the fork server, once
+    with STARTING, contextlib.chdir(ROOT):  # in which it finds these modules, or every fork would import them again
+        forkserver.ensure_running()
     process = CONTEXT.Process(target=_main, args=(program, list(arguments), str(folder), place, stdin, bounded))
     process.start()
     return process
