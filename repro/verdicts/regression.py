@@ -47,7 +47,7 @@ def training_spread(repeats: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _cells(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Columns `name`, mean over blocks of every cell, and `std_name`; its metric's largest of fewer than `FEW`."""
+    """Columns `name`, mean over blocks of every cell, and `std_name`, of fewer than `FEW` its metric's largest."""
     rows = rows.assign(axis_value=rows["axis_value"].astype(float).map(str))  # no number equals NaN
     cells = rows.groupby(ID)["value"].agg(["mean", "std", "count"])
     of_metric = cells.groupby("metric")["std"].transform("max").fillna(0.0)
