@@ -1,5 +1,6 @@
 """torchrun: set-up and rank helpers. Alone in the world, every call is a no-op."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,13 @@ def init() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=world, timeout=LIMIT)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End gloo's threads before Python ends, which they might otherwise abort (PyTorch's issue 190489)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
