@@ -5,10 +5,10 @@ named by sigma_rel ("std"), the standard deviation of that profile relative to t
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metrics.files import InputError, sha256_file
 from repro import snapshots
 from repro.networks import Precond
+from repro.numerics import numerics
 from repro.snapshots import Snapshot
 
 
@@ -125,6 +126,12 @@ def snapshot_time(path: Path) -> tuple[int, float]:
     return snapshots.kimg_to_nimg(name.kimg), name.ema_std
 
 
+def origin(paths: Iterable[Path], nimg: int) -> dict[str, Any]:
+    """What metadata say of a reconstruction at `nimg` images, from those of the snapshots that it rests on."""
+    used = sorted(path for path in paths if 0 < snapshot_time(path)[0] <= nimg)
+    return {"reconstructed_from": {path.name: sha256_file(path) for path in used}} | numerics("training")
+
+
 @torch.no_grad()
 def reconstruct(
     paths: Sequence[str | Path], out_stds: Sequence[float], out_nimg: int | None = None
@@ -163,6 +170,6 @@ def reconstruct(
         network.load_state_dict(dict(source.network.named_buffers()), strict=False)
         for p in network.parameters():
             p.copy_(p.half())
-    made = {"nimg": target, "reconstructed_from": {path.name: sha256_file(path) for _, path in inputs}}
+    made = {"nimg": target} | origin(times, target)
     metadata = {k: v for k, v in source.metadata.items() if k != "source_sha256"} | made
     return {std: replace(source, network=net, metadata=metadata | {"ema_std": std}) for std, net in sums.items()}

@@ -27,6 +27,7 @@ from metrics.names import Name
 from metrics.progress import progress
 from repro.data.kinds import Kind, write_reference
 from repro.encoders import RGBEncoder
+from repro.numerics import numerics
 from repro.streams import mix, uniform
 from repro.strict import within
 
@@ -219,6 +220,7 @@ def standing_classifier(folder: Path, digits: Digits, settings: DigitReference) 
     """
     weights, note = folder / "digits.safetensors", folder / "digits.json"
     made_from = {"data": digits.digest, "seed": settings.classifier_seed, "steps": settings.classifier_steps}
+    made_from |= numerics("features")
     if weights.exists() and note.exists() and json.loads(note.read_text()).get("made_from") == made_from:
         return weights
     classifier, accuracy = train_classifier(digits, settings.classifier_seed, settings.classifier_steps)

@@ -22,6 +22,7 @@ from metrics.files import Downloads, InputError
 from metrics.images import open_images
 from metrics.registry import Registry
 from repro.data.archives import ImageDataset
+from repro.numerics import numerics
 from repro.strict import within
 
 REFERENCE, FEATURES = "reference.npz", "features.npz"
@@ -177,7 +178,8 @@ def write_reference(
     `source_digest` tells the images from any others; `labels` are their classes [N], where known. Every process of
     torchrun calls `extract` for their features under every detector, which are kept in `order`, as are the labels.
     """
-    tags = {name: {**detector.tags, "source_digest": source_digest} for name, detector in detectors.items()}
+    source = " ".join([source_digest, *(f"numerics={number}" for number in numerics("features").values())])
+    tags = {name: {**detector.tags, "source_digest": source} for name, detector in detectors.items()}
     classes = None if labels is None else labels[order]
     with suppress(InputError):  # of what is missing or damaged
         kept = features.read(target / FEATURES)

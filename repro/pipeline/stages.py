@@ -154,33 +154,29 @@ def run_blends(study: Study, key: str, item: schema.Blended, folder: Path) -> No
 @stage("reconstruct", "networks", "reconstruct")
 def run_reconstruct(study: Study, key: str, item: schema.Reconstruct, folder: Path) -> None:
     """Post-hoc EMA lengths of one run; what stands is not made again."""
-    source, digest = study.out / "networks" / item.source, functools.cache(sha256_file)
+    paths = sorted((study.out / "networks" / item.source).glob("*.safetensors"))
+    nimg = snapshots.kimg_to_nimg(item.kimg)
     wanted = {std: folder / snapshots.format_name(key, item.kimg, std) for std in item.ema_stds}
-    missing = [std for std, path in wanted.items() if not _is_made_from(path, source, digest)]
-    lost = next((reasons for path in sorted(source.glob("*.safetensors")) if (reasons := read_missing(path))), {})
-    if lost:
+    if lost := next((reasons for path in paths if (reasons := read_missing(path))), {}):
         print(f"{key}: not possible: {lost['']}")
         for path in wanted.values():
             note_missing(path, lost)
-    elif missing:
-        paths, nimg = sorted(source.glob("*.safetensors")), snapshots.kimg_to_nimg(item.kimg)
-        for std, snapshot in ema.reconstruct(paths, missing, nimg).items():
+    else:
+        origin = functools.cache(lambda: ema.origin(paths, nimg))
+        missing = [std for std, path in wanted.items() if not _is_made_from(path, origin)]
+        for std, snapshot in (ema.reconstruct(paths, missing, nimg) if missing else {}).items():
             snapshots.save(snapshot, wanted[std])
     if item.source in study.networks:
         write_text(folder / "LICENSE", LICENCE)
     acquire.clear(folder, ".safetensors", wanted.values())
 
 
-def _is_made_from(path: Path, source: Path, digest: Callable[[Path], str]) -> bool:
-    """Whether `path` is a reconstruction from snapshots that still stand in `source` as they were."""
-    return (
-        path.exists()
-        and not read_missing(path)
-        and all(
-            (source / name).exists() and digest(source / name) == found
-            for name, found in snapshots.read_metadata(path)["reconstructed_from"].items()
-        )
-    )
+def _is_made_from(path: Path, origin: Callable[[], dict[str, Any]]) -> bool:
+    """Whether `path` is a reconstruction from all the snapshots that there are, by these numerics."""
+    if not path.exists() or read_missing(path):
+        return False
+    metadata = snapshots.read_metadata(path)
+    return {name: metadata[name] for name in ("reconstructed_from", "numerics") if name in metadata} == origin()
 
 
 def placed(study: Study, guided: Guided) -> Guided:

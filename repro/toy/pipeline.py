@@ -49,6 +49,7 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     the study's name and `key` the id in it; a method's configuration is called `KEY-METHOD`.
     """
     record, made = facts(settings) | numerics("toy"), folder / SETTINGS
+    record |= {"replicates": numerics("replicates")}
     wanted = {role: getattr(settings, role) for role in ROLES}
     wanted |= {name: item.network for name, item in settings.tuned.items() if item.network}
     outputs = [folder / MEASURES, folder / REPLICATES, *(network_path(folder, name) for name in wanted)]

@@ -17,6 +17,7 @@ from metrics.files import InputError, atomic_write, explained, write_json, write
 from metrics.progress import progress
 from repro import snapshots
 from repro.data.kinds import TrainingData
+from repro.numerics import numerics
 from repro.streams import mix
 from repro.strict import build
 from repro.training.config import TrainingConfig
@@ -24,6 +25,7 @@ from repro.training.trainer import Trainer, drawn_ahead, initial
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training.jsonl"
+BESIDES = ("data", "numerics")  # what a run is, besides its configuration
 Line = dict[str, Any]  # of a log, about the training up to `nimg` images
 WATCHED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
@@ -50,13 +52,15 @@ def train(
         on_log: called in the first process with every line of the log.
 
     Raises:
-        InputError: the folder holds another run, or the batch cannot be shared out.
+        InputError: the folder holds another or a longer run, or the batch cannot be shared out.
     """
     folder, rank = Path(folder), distributed.rank()
     settings, pace = config.settings, config.pace
     trainer = initial(settings, dataset, distributed.device() if device is None else torch.device(device))
-    identity = config.values() | {"data": dataset.digest}
-    _resume(trainer, folder, identity)
+    identity = config.values() | {"data": dataset.digest} | numerics("training")
+    _resume(trainer, folder, identity, pace.total_nimg)
+    if trainer.cur_nimg == pace.total_nimg and not all(map(Path.exists, _snapshots(trainer, folder).values())):
+        _save_snapshots(trainer, dataset, folder)
 
     loss, since = torch.zeros([], device=trainer.device), (trainer.cur_nimg, time.perf_counter())
     steps = range(trainer.cur_nimg, pace.total_nimg, settings.batch_size)
@@ -117,34 +121,43 @@ def _kept_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _snapshots(trainer: Trainer, folder: Path) -> dict[float, Path]:
+    """Files of the averages as they are now, by EMA length."""
+    name, kimg = trainer.settings.name, trainer.cur_nimg // 1000
+    return {std: folder / snapshots.format_name(name, kimg, std) for std in trainer.settings.ema_stds}
+
+
 def _save_snapshots(trainer: Trainer, dataset: TrainingData, folder: Path) -> dict[float, Path]:
     """Write the averages as they are now; their files by EMA length."""
-    name, nimg = trainer.settings.name, trainer.cur_nimg
-    files = {std: folder / snapshots.format_name(name, nimg // 1000, std) for std in trainer.settings.ema_stds}
+    files = _snapshots(trainer, folder)
     if distributed.rank() == 0:
         for std, network in trainer.ema.networks().items():
-            metadata = {"nimg": nimg, "ema_std": std, "run": name}
+            metadata = {"nimg": trainer.cur_nimg, "ema_std": std, "run": trainer.settings.name}
             snapshots.save(snapshots.Snapshot(network, dataset.encoder, metadata), files[std])
     distributed.barrier()
     return files
 
 
-def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any]) -> None:
+def _resume(trainer: Trainer, folder: Path, identity: dict[str, Any], total_nimg: int) -> None:
     """Go on from the folder's checkpoint, if there is one, and say in the folder what is trained there."""
     path = folder / CHECKPOINT
     if path.exists():
         with explained(f"{path}: not a readable checkpoint", "remove it to start anew"):
             state = torch.load(path, map_location=trainer.device, weights_only=True)
-            there = {"data": state["identity"].pop("data", None)}
+            there = {key: state["identity"].pop(key, None) for key in BESIDES}
         try:
             there |= build(TrainingConfig, state["identity"]).settings.dotted()
         except InputError as err:
             raise InputError(f"{path}: belongs to a run of another form ({err}); train in another folder") from err
-        for key, value in (trainer.settings.dotted() | {"data": identity["data"]}).items():
+        for key, value in (trainer.settings.dotted() | {key: identity.get(key) for key in BESIDES}).items():
             if (other := there[key]) != value:
                 found = f"{key} = {other!r}, this one has {value!r}"
                 raise InputError(f"{path}: belongs to a run with {found}; train in another folder")
-        trainer.load_state_dict(state)
+        with explained(f"{path}: not a sound checkpoint", "remove it to start anew"):
+            trainer.load_state_dict(state)
+        if trainer.cur_nimg > total_nimg:
+            found = f"of {trainer.cur_nimg:,} images, expected at most total_nimg, {total_nimg:,}"
+            raise InputError(f"{path}: belongs to a run {found}; train in another folder")
     if distributed.rank() == 0:
         write_json(folder / "config.json", identity)
         truncate_log(folder / LOG, trainer.cur_nimg)
@@ -160,7 +173,9 @@ def truncate_log(path: Path, nimg: int) -> None:
     """Drop the lines beyond `nimg` images, which an interrupted run had written after its last checkpoint."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_text(path, "".join(line for line in lines if json.loads(line)["nimg"] <= nimg))
+        with explained(f"{path}: not a sound log", "move it away"):
+            kept = [line for line in lines if json.loads(line)["nimg"] <= nimg]
+        write_text(path, "".join(kept))
 
 
 def _line(trainer: Trainer, total: torch.Tensor, nimg: int, started: float) -> Line:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metrics import detectors, features, references
 from metrics.files import Downloads, InputError
-from repro.data import FEATURES, REFERENCE, ImageDataset
+from repro.data import FEATURES, REFERENCE, ImageDataset, kinds
 from repro.data.archives import item_names, labels_entry
 from repro.data.cifar10 import Cifar10
 from repro.data.digits import Digits
@@ -85,12 +85,19 @@ def test_all_images_are_measured_with_their_classes_in_another_order(archive: Pa
     )
 
 
-def test_what_is_measured_is_not_measured_again_unless_images_or_classes_change(archive: Path) -> None:
+def test_what_is_measured_is_not_measured_again_unless_images_classes_or_numerics_change(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = measure(archive, "thumbnails")
     before, seen = [(folder / name).stat().st_mtime_ns for name in (FEATURES, REFERENCE)], Thumbnails.seen
     measure(archive, "thumbnails")
     assert [(folder / name).stat().st_mtime_ns for name in (FEATURES, REFERENCE)] == before
     assert Thumbnails.seen == seen
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds, "numerics", lambda _: {"numerics": 2})
+        measure(archive, "thumbnails")
+        measure(archive, "thumbnails")
+    assert Thumbnails.seen == seen + COUNT
     measure(archive, "thumbnails", "reds")
     assert sorted(features.read(folder / FEATURES).features) == ["reds", "thumbnails"]
     images, classes = photographs()

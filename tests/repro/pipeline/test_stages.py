@@ -19,8 +19,8 @@ import yaml
 import tests.rehearsal.standin  # noqa: F401, registers detectors
 from metrics.detectors import weights
 from metrics.files import InputError, transfers
+from repro import ema, snapshots
 from repro import report as reporting
-from repro import snapshots
 from repro import study as studies
 from repro.pipeline import acquire, looking, points, stages
 from repro.sampling import batches, features, shards
@@ -260,21 +260,33 @@ def test_a_reconstruction_follows_its_snapshots(golden: Path, tmp_path: Path, mo
     name = snapshots.parse_name(raw[-1].name)
     assert name is not None
     source = studies.OUT / "first" / "networks" / "nets"
-    for path in raw:
-        snapshots.save(snapshots.load(path), source / path.with_suffix(".safetensors").name)
+
+    def put(path: Path) -> Path:
+        target = source / path.with_suffix(".safetensors").name
+        snapshots.save(snapshots.load(path), target)
+        return target
+
+    for path in raw[1:]:
+        put(path)
     item = {"full": {"source": "nets", "kimg": name.kimg, "ema_stds": [0.07]}}
     changed = study(golden, reconstruct=item, generate={}, sweeps={})
     calls = count_calls(monkeypatch, stages.ema, "reconstruct")
     stages.run_reconstruct(changed, "full")
     stages.run_reconstruct(changed, "full")
     assert len(calls) == 1
-    path = source / raw[0].with_suffix(".safetensors").name
+    path = put(raw[0])
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 2
     other = snapshots.load(path)
     for parameter in other.network.parameters():
         parameter.data *= 1.5
     snapshots.save(other, path)
     stages.run_reconstruct(changed, "full")
-    assert len(calls) == 2
+    assert len(calls) == 3
+    monkeypatch.setattr(ema, "numerics", lambda _: {"numerics": 2})
+    stages.run_reconstruct(changed, "full")
+    stages.run_reconstruct(changed, "full")
+    assert len(calls) == 4
 
 
 def test_two_runs_at_once_leave_the_shards_of_one(first: Study, golden: Path) -> None:

@@ -1,13 +1,14 @@
 """The 2D example from settings to table and figures, in miniature."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import matplotlib.text
 import pytest
 import torch
 
-from repro.rows import MEASURES, read_rows
+from repro.rows import MEASURES, REPLICATES, read_rows
 from repro.toy import figures, pipeline
 from repro.toy import pipeline as toy
 from repro.toy.metrics import NAMES
@@ -81,6 +82,18 @@ def test_other_sampling_settings_keep_the_networks(folder: Path, tmp_path: Path)
     toy.run(dataclasses.replace(TINY, sampling_seeds=(1,), figures=False), tmp_path, "mini", "tiny")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "networks").iterdir()} == before
     assert not (tmp_path / "figures").exists()
+
+
+def test_other_numerics_of_replicates_are_measured_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    monkeypatch.setattr(pipeline, "numerics", lambda subject: {"numerics": 9} if subject == "replicates" else {})
+    toy.run(TINY, tmp_path, "mini", "tiny")
+    changed = {path.name for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert {MEASURES, REPLICATES} <= changed
+    assert not any(name.endswith(".safetensors") for name in changed)
 
 
 def test_figures_are_drawn_as_png_and_svg(folder: Path) -> None:

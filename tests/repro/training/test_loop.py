@@ -1,5 +1,6 @@
 """The training loop: exact resumption, independence of processes, and what a run leaves behind."""
 
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from metrics.files import InputError
 from repro import ema, snapshots
 from repro.data.digits import Digits
 from repro.strict import facts
-from repro.training import TrainingConfig
+from repro.training import TrainingConfig, loop
 from repro.training.loop import CHECKPOINT, LOG, train
 
 ROOT = Path(__file__).parents[3]
@@ -192,7 +193,9 @@ def test_a_batch_too_large_for_the_gpu_is_said(
         train(tiny, DIGITS, tmp_path)
 
 
-def test_another_run_in_the_folder_is_refused(tiny: TrainingConfig, tmp_path: Path) -> None:
+def test_another_run_in_the_folder_is_refused(
+    tiny: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny.changed(total_nimg=16, snapshot_nimg=16)
     train(config, DIGITS, tmp_path)
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -204,8 +207,35 @@ def test_another_run_in_the_folder_is_refused(tiny: TrainingConfig, tmp_path: Pa
     with pytest.raises(InputError, match=r"a run with data = 'digits .*, this one has 'digits "):
         train(config, Digits(shift=0.1), tmp_path)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "numerics", lambda _: {"numerics": 2})
+        with pytest.raises(InputError, match="a run with numerics = None, this one has 2; train in another"):
+            train(config, DIGITS, tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(before[:1000])
     with pytest.raises(InputError, match="not a readable checkpoint"):
+        train(config, DIGITS, tmp_path)
+    state = torch.load(io.BytesIO(before), weights_only=True)
+    torch.save(state | {"network": {}}, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="not a sound checkpoint"):
+        train(config, DIGITS, tmp_path)
+
+
+def test_a_run_cut_short_is_refused_and_what_is_missing_at_its_end_is_written(
+    tiny: TrainingConfig, tmp_path: Path
+) -> None:
+    config = tiny.changed(total_nimg=24, snapshot_nimg=24, checkpoint_nimg=8)
+    train(config, DIGITS, tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    told = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"of 24 images, expected at most total_nimg, 16; train in another"):
+        train(config.changed(total_nimg=16), DIGITS, tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == told
+    for name in written:
+        (tmp_path / name).unlink()
+    train(config, DIGITS, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == written
+    (tmp_path / LOG).write_text("[]\n")
+    with pytest.raises(InputError, match=rf"{LOG}: not a sound log"):
         train(config, DIGITS, tmp_path)
 
 
