@@ -93,7 +93,8 @@ def dinov2(device: str) -> None:
 
 def pieces() -> None:
     """How many images DINOv2 takes at a time on a CPU, in two of the 24 blocks of ViT-L/14."""
-    detector, images = DINOv2(random_vit(1024, 2)), photographs(max(PIECES))
+    detector = DINOv2(random_vit(1024, 2))
+    images = torch.from_numpy(photographs(max(PIECES))).permute(0, 3, 1, 2)
     expected = detector(images)
 
     def taken(count: int) -> Tensor:

@@ -22,7 +22,7 @@ from repro.data.digits import Digits
 from repro.ema import beta
 from repro.networks import Precond
 from repro.strict import facts
-from repro.study.counting import count_published
+from repro.study.counting import shape_of
 from repro.training import EDM2Loss, NetworkSettings, TrainingSettings, learning_rate, recipes
 from repro.training.trainer import Batch, Trainer, channels_last, draw
 
@@ -128,7 +128,7 @@ def throughput(batch_size: int = 128, accumulated: int = 4, steps: int = 8) -> N
     for _ in range(3):
         synchronised()
     rate = settings.batch_size / min(seconds(synchronised) for _ in range(steps))
-    tflops = 2 * count_published(recipe).gflops * 3 * rate / 1e3
+    tflops = 2 * shape_of(recipe).count().gflops * 3 * rate / 1e3
     print(f"EDM2-S, 64 x 64, float16, batch {accumulated} x {batch_size}, {torch.cuda.get_device_name()}")
     print(f"  {rate:.1f} images/s, {tflops:.0f} Tflops/s, {tflops / peak_tflops():.0%} of the float16 peak")
     print(f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most")

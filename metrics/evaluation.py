@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metrics import distributed, features, images, references, sizes, streams
 from metrics.detectors import DETECTORS, Detector, load
@@ -59,7 +58,7 @@ class Extractor:
 
     @cached_property
     def detectors(self) -> dict[str, Detector]:
-        device = self.device or str(distributed.device())
+        device = str(distributed.device(self.device or ""))
         weights = {x: self.weights.get(x, self.weights.get(NETWORKS.get(x, x))) for x in self.names}
         return {x: load(x, weights[x], device, **self.settings.get(x, {})) for x in self.names}
 
@@ -72,13 +71,14 @@ class Extractor:
         if isinstance(source, Reference):
             if num is not None:
                 raise InputError(f"{source.source}: a subset is taken of images or files, not of what was read before")
+            if lost := [x for x in self.names if x not in source.features]:
+                raise InputError(f"{source.source}: holds no features of '{lost[0]}'; give images or features")
             return Side(source.source, kept=source.check(self.names))
         if images.is_array(source):
             held = images.open_array(source)
             return Side(images.NAME, held if num is None else held.subset(num, seed))
         if not _is_paths(source):
-            if seed is not None:
-                raise InputError("batches have no random subset; give an array or a path, or take the first ones")
+            _check_first(seed)
             found = streams.extract(images.batches(source, self.batch_size, num), self.detectors)
             return Side(images.NAME, kept=found)
         paths = _listed(source)
@@ -127,6 +127,11 @@ class Extractor:
         """What `open_reference` opens, read; InputError when it cannot give what the options ask of these detectors."""
         options = options or Options()
         return check_reference(self.extract(self.open_reference(source, options)), self.names, options)
+
+
+def _check_first(seed: int | None) -> None:
+    if seed is not None:
+        raise InputError("batches have no random subset; give an array or a path, or take the first ones")
 
 
 def _listed(source: Paths) -> list[str]:
@@ -183,6 +188,7 @@ def evaluate(
     beside: dict[str, Images] = {role: paths for role, paths in (("train", train), ("test", test)) if paths is not None}
     if not (_is_paths(images) or is_array(images) or isinstance(images, Reference)):
         # Batches are made only once, so what speaks against measuring them is looked for first.
+        _check_first(seed)
         target = extractor.open_reference(reference, options)
         check_beside(beside, options)
         others = {role: extractor.open(paths) for role, paths in beside.items()}
@@ -210,6 +216,8 @@ def evaluate_sets(
     check_beside(beside or {}, options)
     target = extractor.open_reference(reference, options)
     sides = [extractor.open(images, num, seed) for images in sets]
+    if len(sides) > 1:  # what is given in memory has no name
+        sides = [replace(x, name=f"{NAME}, {i}") if x.name == NAME else x for i, x in enumerate(sides, 1)]
     others = {role: extractor.open(paths) for role, paths in (beside or {}).items()}
     if len({side.name for side in sides}) < len(sides):
         raise InputError(f"{', '.join(side.name for side in sides)}: one set is given twice; name each once")
@@ -275,12 +283,15 @@ def compare(
     def check(networks: Mapping[str, Detector] | None) -> None:
         for side in opened.values():
             plan(side, target, names, Options(error_blocks=num_blocks), networks)
-        for name in names if not extractor.skip_bad else ():
+        for name in names:
             check_paired(*(side.count(name) for side in opened.values()))
 
     check(None)  # what needs no network to be found out costs no time
     check(extractor.detectors if makes_features else {})
     notes = _sizes([*opened.values()], target, strict_size)
+    for one in opened.values():
+        if one.images is not None and (bad := one.images.skipped):
+            raise InputError(f"{one.name}: images that cannot be used leave the others without a partner: {bad[0]}")
     real = extractor.extract(target)
     sides = {label: extractor.extract(side) for label, side in opened.items()}
     found: list[Measurement] = []
@@ -329,7 +340,7 @@ def _results(
         by_default = real if takers & {m.metric for m in found} else None  # only the training set has one
         side = real.beside.get(role, by_default)
         facts |= {role: side.source if side else "", f"{role}_digest": side.digest if side else ""}
-    facts |= environment(torch.device(extractor.device) if extractor.device else distributed.device())
+    facts |= environment(distributed.device(extractor.device or ""))
     facts |= {"versions": f"autoguidance-repro {version()}, {facts['versions']}"}
     facts |= {"processes": str(distributed.world_size()), "tf32": "off"}  # every detector sees to that
     first, *_ = sides.values()

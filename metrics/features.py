@@ -109,8 +109,8 @@ class FeatureSet:
         """Features [N, D] at hand."""
         return cls(len(features), features.shape[1], {range(len(features)): features}, tags, labels)
 
-    def subset(self, rows: NDArray[np.int64]) -> "FeatureSet":
-        """Some of the images, by number, in memory."""
+    def subset(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "FeatureSet":
+        """Some of the images, as an index of rows has it, in memory."""
         return self.of(self.gather()[rows], self.tags, None if self.labels is None else self.labels[rows])
 
     def statistics(self, start: int = 0, stop: int | None = None) -> Statistics:

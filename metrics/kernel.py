@@ -32,8 +32,8 @@ def kernel_distance(
 
 
 def check_subsets(real: int, fake: int, subset_size: int) -> None:
-    """Raise InputError where a side has fewer images than a subset; 0: as many as one likes."""
-    if min(real or subset_size, fake or subset_size) < subset_size or subset_size < 2:
+    """Raise InputError where a side has fewer images than a subset."""
+    if min(real, fake) < subset_size or subset_size < 2:
         need = f"KID with subsets of {subset_size} images needs as many on both sides, found {real} and {fake}"
         raise InputError(f"{need}; choose a smaller subset size of at least 2")
 

@@ -7,7 +7,7 @@ registers it here and its values' names in `metrics.names`.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -370,18 +370,18 @@ def _kid(sample: Sample) -> Iterable[Measurement]:
 def _of_neighbours(values: tuple[str, str], k: Callable[[Options], int], both: bool, about: str) -> Metric:
     """`k` neighbours of the reference's images, with `both` also of the set's."""
 
-    def check(p: Prospect) -> None:
-        for count in (p.others, p.run)[: 1 + both]:
-            if count:
-                neighbours.check_k(k(p.options), count)
-
     return Metric(
         lambda s: [s.value(x, s.neighbours[x]) for x in values],
         needs_reference_features=True,
         values=values,
         about=about,
-        check=check,
+        check=partial(_check_neighbours, k, both),
     )
+
+
+def _check_neighbours(k: Callable[[Options], int], both: bool, p: Prospect) -> None:
+    for count in (p.others, p.run)[: 1 + both]:
+        neighbours.check_k(k(p.options), count)
 
 
 def _check_inception_score(p: Prospect) -> None:
@@ -416,11 +416,6 @@ def _per_class(sample: Sample) -> Iterable[Measurement]:
     for label, distance in found.items():
         count = int((sample.labels == label).sum())
         yield sample.value(qualified("fd", sample.detector), distance, subset=f"class {label}", count=count)
-
-
-def _check_adm(p: Prospect) -> None:
-    for count in (p.others, p.run):
-        neighbours.check_k(p.options.k, count)
 
 
 def _adm_precision_recall(sample: Sample) -> Iterable[Measurement]:
@@ -486,7 +481,7 @@ METRICS: Registry[Metric] = Registry(
         needs_reference_features=True,
         values=("adm_precision", "adm_recall"),
         about="as the ADM evaluator computes them, of --k neighbours",
-        check=_check_adm,
+        check=partial(_check_neighbours, lambda o: o.k, True),
     ),
     vendi=Metric(_vendi, values=("vendi",), about="how many different images there are, by cosines"),
     authpct=Metric(

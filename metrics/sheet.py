@@ -52,10 +52,13 @@ def select(
     InputError: fewer training images than `neighbours`, or than two; other shapes; NaN.
     """
     distances, numbers = (found.cpu().numpy() for found in nearest(fake, train, neighbours))
-    is_authentic = authentic(train, fake).tolist()
-    order = np.argsort(distances[:, 0], kind="stable").tolist()
-    chosen = [Shown(i, is_authentic[i], numbers[i].tolist(), distances[i].tolist()) for i in order]
-    return chosen[:count], chosen[::-1][:count]
+    order = np.argsort(distances[:, 0], kind="stable")
+
+    def shown(images: NDArray[np.intp]) -> list[Shown]:
+        judged = zip(images.tolist(), authentic(train, fake[images]).tolist(), strict=True)
+        return [Shown(i, is_authentic, numbers[i].tolist(), distances[i].tolist()) for i, is_authentic in judged]
+
+    return shown(order[:count]), shown(order[::-1][:count])
 
 
 def make_sheet(

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from metrics import distributed
 from metrics.detectors.dinov2 import DINOv2
 from metrics.detectors.inception import InceptionSpatial, InceptionV3
 from metrics.detectors.weights import build
-from metrics.files import explained
 from metrics.names import SPACES, Name, Space
 from metrics.registry import Registry
 
@@ -80,9 +80,7 @@ def load(name: str, weights: str | Path | None = None, device: torch.device | st
     or device, and on weights that are missing or do not fit.
     """
     factory = DETECTORS[name]
-    with explained(f"device '{device}' cannot be used", "try cpu", (RuntimeError, AssertionError)):
-        torch.empty(0, device=device)
-    return factory(weights=weights, device=device, **options)
+    return factory(weights=weights, device=distributed.device(str(device)), **options)
 
 
 register("inception", partial(build, InceptionV3, "inception"), "fid", "Inception", Name("FID", -1, 2))

@@ -121,7 +121,7 @@ def resize_pil(images: Tensor, size: int) -> Tensor:
 
 def _check_state(state: Mapping[str, Tensor], name: str) -> int:
     """Number of blocks; raises InputError when a tensor is missing, superfluous, of another shape or not finite."""
-    depth = 1 + max((int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1)
+    depth = len({key.split(".")[1] for key in state if re.match(r"blocks\.\d+\.", key)})
     embedding, patches = state.get("cls_token"), state.get("pos_embed")
     if not depth or embedding is None or patches is None or embedding.ndim != 3 or patches.ndim != 3:
         raise InputError(f"these are no {name} weights: expected cls_token, pos_embed, blocks.0.norm1.weight, ...")

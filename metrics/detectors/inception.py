@@ -97,6 +97,9 @@ class InceptionV3(Network):
             found = list(self._pooled(self._lower(smallest)).shape)
         if found != [1, InceptionV3.dim]:
             raise InputError(f"Inception weights give features of shape {found}, expected [1, {InceptionV3.dim}]")
+        if self.classifier is not None and self.classifier.shape[1:] != (InceptionV3.dim,):
+            shape = list(self.classifier.shape)
+            raise InputError(f"Inception weights: fc.weight is {shape}, expected [1008, {InceptionV3.dim}]")
 
     @torch.inference_mode()
     def logits(self, features: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ Pickles are read by an unpickler that knows a handful of names and refuses every
 """
 
 import math
+import os
 import pickle
 import pickletools
 import re
 import stat
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Self
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from metrics.errors import InputError, explained
 
 MAX_BYTES = 8 * 2**30  # of files, and of what arrays unpack to, that are read into memory
+MAX_ARCHIVE_BYTES = 16 * 2**40  # that an archive unpacks to which is read entry by entry
 #: Of a pickle: opcodes, bytes and objects that occur again, containers in containers.
 MAX_OPCODES, MAX_REPEATED, MAX_DEPTH = 300_000, 2**26, 500
 GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # opcodes that change an object
@@ -31,6 +34,14 @@ def check_file(path: str | Path) -> None:
         found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
         raise InputError(f"{path}: {found.st_size} bytes, expected a regular file of at most {MAX_BYTES}")
+
+
+def files_below(folder: str | Path) -> Iterator[os.stat_result]:
+    """What is known of every regular file below a folder, those apart that go meanwhile."""
+    for path in Path(folder).rglob("*"):
+        with suppress(OSError):
+            if stat.S_ISREG((found := path.lstat()).st_mode):
+                yield found
 
 
 def load_npz(path: str | Path, leave_out: Collection[str] = ()) -> dict[str, NDArray[Any]]:
@@ -48,13 +59,31 @@ def load_npz(path: str | Path, leave_out: Collection[str] = ()) -> dict[str, NDA
 
 
 def check_archive(archive: zipfile.ZipFile, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
-    """Refuse a zip that unpacks to more than `max_bytes`, swells as no honest data does, or repeats a name."""
+    """Refuse a zip that unpacks to more than `max_bytes`, swells as no honest data does, or repeats a name.
+
+    Also one that is packed by bzip2 or LZMA, which zipfile unpacks whole, whatever size is asked for.
+    """
     entries = archive.infolist()
+    if other := [e.filename for e in entries if e.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        raise InputError(f"{path}: {other[0]} is packed in another way than by deflate; make the archive again")
     total, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
     if total > max_bytes or total > MAX_RATIO * packed + 64 * 2**20:
         raise InputError(f"{path}: {packed} bytes that unpack to {total}, expected at most {max_bytes}; not read")
     if len({e.filename for e in entries}) < len(entries):
         raise InputError(f"{path}: names an entry twice; write the file again")
+
+
+def open_archive(path: str | Path) -> zipfile.ZipFile:
+    """A zip that is sound by `check_archive`, to be read entry by entry."""
+    archive = zipfile.ZipFile(path)
+    check_archive(archive, path, MAX_ARCHIVE_BYTES)
+    return archive
+
+
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Content of an entry, and nothing beyond the size that it states."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

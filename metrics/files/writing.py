@@ -121,10 +121,10 @@ def write_csv(path: str | Path, table: "DataFrame") -> None:
     write_text(path, table.to_csv(index=False))
 
 
-def write_npz(path: str | Path, arrays: Mapping[str, ArrayLike], compress: bool = False) -> None:
+def write_npz(path: str | Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Write arrays of numbers or text, atomically."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -216,8 +216,11 @@ def _item_name(sources: Sequence[Source], item: Sequence[int]) -> str:
 def own_labels(source: Source) -> Sequence[int] | NDArray[np.int64] | None:
     """Class of every entry of a source by its own record, None where it has none."""
     where = f"{source.path}: {LABELS}"
-    with explained(f"{where} cannot be read", "copy the file again"):
-        content = source.read_labels()
+    try:
+        with explained("cannot be read"):
+            content = source.read_labels()
+    except InputError as err:
+        raise InputError(f"{where} {err}; copy the file again") from err
     if content is None or isinstance(content, np.ndarray):
         return content
     with explained(f'{where} is not {{"labels": [[name, class], ...]}}', "correct or remove it"):
@@ -238,7 +241,8 @@ def _folder_classes(sources: Sequence[Source]) -> list[list[int]] | None:
     classes = sorted({folder for names in folders for folder in names})
     if "" in classes or len(classes) < 2:
         return None
-    number = {name: int(name) if all(x.isdecimal() for x in classes) else i for i, name in enumerate(classes)}
+    numbered = all(name.isdecimal() and len(name) < len(str(MAX_CLASSES)) for name in classes)
+    number = {name: int(name) if numbered else i for i, name in enumerate(classes)}
     return [[number[folder] for folder in names] for names in folders]
 
 
@@ -294,9 +298,9 @@ def _workers(spare: int = 0) -> int:
     return max(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - spare, 1)
 
 
-def read_ahead(reader: Any, batches: Sequence[Any], num_workers: int | None = None) -> Iterator[list[Any]]:
+def read_ahead(reader: Any, batches: Sequence[Any]) -> Iterator[list[Any]]:
     """What `reader[item]` is for the items of each batch, in order, made ahead by worker processes.
 
-    num_workers: as for `ImageSet.batches`. What a reader raises loses its shape on the way: it returns what is wrong.
+    What a reader raises loses its shape on the way: it returns what is wrong.
     """
-    yield from _in_parallel(reader, batches, _workers(spare=1) if num_workers is None else num_workers)
+    yield from _in_parallel(reader, batches, _workers(spare=1))

@@ -22,15 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metrics.files import InputError, explained
-from metrics.files.reading import MAX_RATIO, check_archive, npy_layout, read_npy
+from metrics.files.reading import MAX_RATIO, npy_layout, open_archive, read_entry, read_npy
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 OTHER_IMAGE_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".ppm")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 LABELS = "dataset.json"
-MAX_FILE_BYTES = 256 * 2**20  # of an image
-MAX_ARCHIVE_BYTES = 16 * 2**40
+MAX_FILE_BYTES = 256 * 2**20  # of an image, or of labels
 MAX_SPOOL_BYTES = 256 * 2**30  # that a compressed tar or npz may unpack to on the disk
 
 
@@ -55,8 +54,9 @@ class Source:
         self.names = [name for name in shown if name.lower().endswith(IMAGE_SUFFIXES)]
         self.ignored = [name for name in shown if not name.lower().endswith(IMAGE_SUFFIXES)]
         self.others = sum(name.lower().endswith(OTHER_IMAGE_SUFFIXES) for name in self.ignored)
-        if large := [f"{name} has {sizes[name]}" for name in self.names if sizes[name] > MAX_FILE_BYTES]:
-            raise InputError(f"{path}: {large[0]} bytes, expected at most {MAX_FILE_BYTES} for an image; remove it")
+        read = [*self.names, LABELS] if self._has_labels else self.names
+        if large := [f"{name} has {sizes[name]}" for name in read if sizes[name] > MAX_FILE_BYTES]:
+            raise InputError(f"{path}: {large[0]} bytes, expected at most {MAX_FILE_BYTES}; remove it")
 
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """Content of an entry: the bytes of a file, or pixels [H, W, C]."""
@@ -137,18 +137,13 @@ class FolderSource(Source):
         with open(self.path / name, "rb") as file:
             return file.read(MAX_FILE_BYTES)
 
-    def read_labels(self) -> bytes | None:
-        file = self.path / LABELS
-        return file.read_bytes() if file.is_file() else None
-
 
 class ZipSource(Source):
     """Images in a zip, which each process opens once."""
 
     def __init__(self, path: Path) -> None:
         self._archives: dict[int, zipfile.ZipFile] = {}
-        with zipfile.ZipFile(path) as archive:
-            check_archive(archive, path, MAX_ARCHIVE_BYTES)
+        with open_archive(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         if sum(entry.compress_size for entry in entries) > path.stat().st_size:
             raise InputError(f"{path}: its entries overlap; make the archive again")
@@ -163,7 +158,7 @@ class ZipSource(Source):
     def _content(self, name: str) -> bytes:
         if os.getpid() not in self._archives:
             self._archives = {os.getpid(): zipfile.ZipFile(self.path)}
-        return self._archives[os.getpid()].read(name)
+        return read_entry(self._archives[os.getpid()], name)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_archives": {}}
@@ -207,7 +202,7 @@ class ArraySource(Source):
     def __init__(self, path: Path) -> None:
         super().__init__(path, {})
         self._spool, self._file = None, path
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
             if "arr_0" not in entries:
                 raise InputError(f"{path}: no array 'arr_0' of images, found {sorted(entries)[:9]}; save it as 'arr_0'")
@@ -217,20 +212,19 @@ class ArraySource(Source):
                 found = f"{dtype} {shape}{' in Fortran order' if fortran else ''}"
                 raise InputError(f"{path}: 'arr_0' is {found}, expected uint8 [N, H, W, 3]; convert and save it again")
             self._shape, self._labels = shape[1:], None
-            if "arr_1" in entries and entries["arr_1"].file_size <= 16 * shape[0] + 1024:
-                labels = read_npy(archive, entries["arr_1"], path)
-                if labels.shape == shape[:1] and labels.dtype.kind in "iu":
-                    self._labels = labels.astype(np.int64)
             if entry.compress_type == zipfile.ZIP_STORED:
                 with open(path, "rb") as file:  # behind the local header, sound if it was opened, its name and extra
                     file.seek(entry.header_offset + 26)
                     self._start += sum(int.from_bytes(file.read(2), "little") for _ in range(2)) + file.tell()
             else:
-                check_archive(archive, path, MAX_SPOOL_BYTES)
                 self._spool = Spool(path, lambda _: archive.open(entry), ".npy")
                 self._file = self._spool.path
-        if self._start + math.prod(shape) > self._file.stat().st_size:
-            raise InputError(f"{path}: 'arr_0' states {shape}, which is more than the file holds; make it again")
+            if self._start + math.prod(shape) > self._file.stat().st_size:
+                raise InputError(f"{path}: 'arr_0' states {shape}, which is more than the file holds; make it again")
+            if "arr_1" in entries and entries["arr_1"].file_size <= 16 * shape[0] + 1024:
+                labels = read_npy(archive, entries["arr_1"], path)
+                if labels.shape == shape[:1] and labels.dtype.kind in "iu":
+                    self._labels = labels.astype(np.int64)
         self.names = [f"{index:0{len(str(shape[0] - 1))}d}" for index in range(shape[0])]
 
     def read(self, index: int) -> NDArray[np.uint8]:

@@ -123,6 +123,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ({"blocks.1.mlp.fc1.weight": None}, {}, "lack 'blocks.1.mlp.fc1.weight'"),
         ({"register_tokens": torch.zeros(1, 4, 32)}, {}, "unknown 'register_tokens'.*without registers"),
         ({"norm.bias": torch.zeros(31)}, {}, r"\[31\], expected \[32\]"),
+        ({"blocks.99999999999.norm1.weight": torch.zeros(32)}, {}, r"'blocks\.\d+"),
+        ({f"blocks.{'9' * 5000}.norm1.weight": torch.zeros(32)}, {}, r"'blocks\.\d+"),
         ({"norm.bias": torch.full((32,), torch.nan)}, {}, "NaN"),
         ({}, {"num_heads": 5}, "5 heads do not divide"),
         ({}, {}, "0 heads do not divide.*give num_heads"),
@@ -139,5 +141,7 @@ def test_weights_and_options_that_do_not_fit_are_refused(
 def test_unknown_detectors_and_devices_are_refused() -> None:
     with pytest.raises(InputError, match="detector 'dinov3' is unknown; did you mean 'dinov2'"):
         detectors.load("dinov3")
-    with pytest.raises(InputError, match="device 'warp' cannot be used"):
+    with pytest.raises(InputError, match="device 'warp' is not here"):
         detectors.load("dinov2", device="warp")
+    with pytest.raises(InputError, match="device 'meta' holds no numbers"):
+        detectors.load("dinov2", device="meta")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import metrics
 from metrics import detectors, features
-from metrics.evaluation import Extractor, evaluate
+from metrics.evaluation import Extractor, compare, evaluate, evaluate_sets
 from metrics.evaluator import Evaluator
 from metrics.files import InputError
+from metrics.images import NAME
 from metrics.measure import Options
 from metrics.streams import Stream
 
@@ -164,6 +166,32 @@ def test_what_cannot_be_measured_is_found_before_a_batch_is_asked_for(tmp_path: 
         evaluate(never(), REAL, extractor=EXTRACTOR, metrics=("kid",))
     with pytest.raises(InputError, match="need more than 60 images"):
         evaluate(never(), REAL, extractor=EXTRACTOR, options=Options(("precision_recall",), k=60))
+    with pytest.raises(InputError, match="batches have no random subset"):  # nor is the reference looked at
+        evaluate(never(), tmp_path / "nowhere.npz", extractor=EXTRACTOR, num=10, seed=0)
+
+
+def test_statistics_in_the_place_of_images_are_refused() -> None:
+    real = EXTRACTOR.read(REAL)
+    statistics = replace(real, features={}, statistics={"corners": real.require("corners")})
+    for asked in (lambda: evaluate(statistics, REAL, **WANTED), lambda: compare(EXTRACTOR, statistics, FAKE, REAL)):
+        with pytest.raises(InputError, match="holds no features of 'corners'; give images or features"):
+            asked()
+
+
+def test_several_arrays_are_told_by_their_number() -> None:
+    both = evaluate_sets([FAKE, REAL], REAL, EXTRACTOR, Options(("fd",)))
+    assert {m.images: m.value for m in both.measurements} == {
+        f"{NAME}, {i}": evaluate(x, REAL, extractor=EXTRACTOR).measurements[0].value
+        for i, x in enumerate((FAKE, REAL), 1)
+    }
+
+
+def test_a_comparison_by_seed_takes_no_set_with_images_left_out(tmp_path: Path) -> None:
+    first, second = folder(tmp_path / "a", FAKE), folder(tmp_path / "b", FAKE)
+    (first / "003.png").write_bytes(b"broken")
+    (second / "007.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"leave the others without a partner: 003\.png"):
+        compare(replace(EXTRACTOR, skip_bad=True), first, second, REAL)
 
 
 def test_an_evaluator_is_updated_computed_and_reset(from_files: dict[str, float]) -> None:

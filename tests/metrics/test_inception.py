@@ -151,6 +151,7 @@ def test_logits_need_a_classifier_and_leave_its_bias_out(state: dict[str, torch.
         ({"Conv2d_1a_3x3.conv.weight": torch.ones(32)}, "expected 4 dimensions"),
         ({"Conv2d_2a_3x3.conv.weight": torch.ones(32, 31, 3, 3)}, "do not fit together"),
         ({"Mixed_7c.branch1x1.conv.weight": torch.ones(320, 2047, 1, 1)}, "do not fit together"),
+        ({"fc.weight": torch.ones(1008, 2047)}, r"fc.weight is \[1008, 2047\], expected \[1008, 2048\]"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(

@@ -36,8 +36,8 @@ def folder(path: Path, files: dict[str, bytes] | None = None) -> Path:
     return path
 
 
-def zipped(path: Path, files: dict[str, bytes] | None = None) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+def zipped(path: Path, files: dict[str, bytes] | None = None, method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in reversed((FILES if files is None else files).items()):
             archive.writestr(name, content)
     return path

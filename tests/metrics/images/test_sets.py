@@ -109,6 +109,8 @@ def test_labels_come_from_class_folders_by_number_or_place(tmp_path: Path) -> No
     np.testing.assert_array_equal(open_images(folder(tmp_path / "a")).labels, [0, 0, 0, 0, 1, 1, 1])
     named = {f"{'cat' if i < 2 else 'dog'}/{i}.png": FILES["0/0.png"] for i in range(5)}
     np.testing.assert_array_equal(open_images(folder(tmp_path / "b", named)).labels, [0, 0, 1, 1, 1])
+    dated = {f"2023010{i % 2 + 1}/{i}.png": FILES["0/0.png"] for i in range(4)}  # beyond the classes that there may be
+    np.testing.assert_array_equal(open_images(folder(tmp_path / "d", dated)).labels, [0, 0, 1, 1])
     assert open_images(folder(tmp_path / "c", {"a.png": FILES["0/0.png"], "x/b.png": FILES["0/0.png"]})).labels is None
 
 

@@ -1,6 +1,8 @@
 """Containers: each gives the same pixels, and every broken or hostile one is refused by name."""
 
 import io
+import os
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from metrics.files import InputError
+from metrics.files.reading import read_entry
 from metrics.images import open_images, sources
 from tests.metrics.images.making import (
     CONTAINERS,
@@ -83,6 +86,7 @@ def gzipped_zeros(path: Path) -> Path:
     return path
 
 
+IMAGES = np.zeros((7, 6, 5, 3), np.uint8)
 CONTAINER_CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (lambda t: t / "nowhere", "nowhere: no such file"),
     "empty folder": (lambda t: folder(t / "f", {"notes.txt": b""}), "holds no images"),
@@ -93,6 +97,8 @@ CONTAINER_CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip with absolute name": (lambda t: zipped(t / "x.zip", {"/a.png": GOOD}), "points outside"),
     "zip with drive": (lambda t: zipped(t / "x.zip", {"C:\\a.png": GOOD}), "points outside"),
     "zip bomb": (lambda t: zipped(t / "x.zip", {"a.png": bytes(100 * 2**20)}), "unpack to"),
+    "zip packed by bzip2": (lambda t: zipped(t / "x.zip", method=zipfile.ZIP_BZIP2), "packed in another way"),
+    "npz packed by LZMA": (lambda t: zipped(t / "x.npz", {"arr_0.npy": npy(IMAGES)}, zipfile.ZIP_LZMA), "another way"),
     "zip with link": (lambda t: linked_zip(t / "x.zip"), "is a link"),
     "truncated zip": (lambda t: cut(zipped(t / "x.zip")), "cannot be read"),
     "tar with escaping name": (lambda t: tarred(t / "x.tar", {"../../a.png": GOOD}), "points outside"),
@@ -120,6 +126,25 @@ def test_a_bad_container_is_refused_by_name(tmp_path: Path, name: str) -> None:
     build, message = CONTAINER_CASES[name]
     with pytest.raises(InputError, match=message):
         open_images(build(tmp_path))
+
+
+def test_an_entry_gives_no_more_than_it_states(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "x.zip", {"a.png": bytes(2**20)})
+    content, stated = path.read_bytes(), struct.pack("<I", 2**20)
+    assert content.count(stated) == 2  # before the entry, and in the directory at the end
+    path.write_bytes(content.replace(stated, struct.pack("<I", 100)))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("a.png").file_size == 100
+        with pytest.raises(zipfile.BadZipFile, match="CRC"):
+            read_entry(archive, "a.png")
+
+
+def test_a_record_of_classes_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    record = folder(tmp_path) / "dataset.json"
+    record.touch()
+    os.truncate(record, 2**28 + 1)
+    with pytest.raises(InputError, match=r"dataset\.json has more than 268435456 bytes"):
+        _ = open_images(tmp_path).labels
 
 
 def test_duplicate_names_are_refused(tmp_path: Path) -> None:
