@@ -1,6 +1,7 @@
 """Sampling in Python, a line each: `import repro`, then `repro.load`, `repro.sample`, `repro.grid`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from PIL import Image
 from metrics import distributed
 from metrics.files import InputError
 from metrics.progress import progress
-from repro.degradations import GUIDE, Strength, degrade
-from repro.guidance import Guided, check_pair
+from repro.degradations import Strength
+from repro.guidance import Guided
 from repro.networks import Denoiser
 from repro.pixels import image_grid
 from repro.sampling.batches import sample_images
-from repro.sampling.pairs import Configuration, Pair, Solver
+from repro.sampling.pairs import Configuration, Solver, pair_of
 from repro.sampling.sources import load_network
 
 
@@ -75,20 +76,18 @@ def sample(
         rule_settings=dict(rule_settings or {}),
         ramp=ramp,
     ).active
-    if guided.guide is not None and guide is not None:
-        check_pair(main, guide)
-        guide = degrade(guide, guided.guide_degradations, GUIDE)
     where = _device(main) if device is None else torch.device(device)
-    chosen = solver or Solver(num_steps=steps, batch_size=32)
+    configuration = Configuration(guided, solver or Solver(num_steps=steps, batch_size=32))
+    guides = [] if guide is None or guided.guide is None else [(guide, "main" if guide is main else "guide")]
+    pair = pair_of(configuration, where, (main, "main"), *guides)
+    of_seeds = {seed: number for seed, number in zip(numbers, classes, strict=True) if number is not None}
+    for number in set(of_seeds.values()):
+        replace(pair, configuration=replace(configuration, only_class=number))  # which checks it
     made: dict[int, NDArray[np.uint8]] = {}
     with progress("sampling", total=len(numbers), hidden=not show) as bar:
-        for label in dict.fromkeys(classes):
-            configuration = Configuration(guided, chosen, label)
-            pair = Pair(configuration, main, guide if guided.guide else None, "", None, where)
-            wanted = [seed for seed, of in zip(numbers, classes, strict=True) if of == label]
-            for members, images, _ in sample_images(pair, wanted):
-                made |= dict(zip(members, images, strict=True))
-                bar.update(len(members))
+        for members, images, _ in sample_images(pair, numbers, of_seeds):
+            made |= dict(zip(members, images, strict=True))
+            bar.update(len(members))
     return np.stack([made[seed] for seed in numbers])
 
 

@@ -102,6 +102,11 @@ class Guided:
         return [(self.guide, self.guide_degradations), *others]
 
     @property
+    def networks(self) -> list[str]:
+        """The main network, then every guide."""
+        return [self.main, *(guide for guide, _ in self.guides if guide is not None)]
+
+    @property
     def shares(self) -> list[float]:
         """Of every guide, 1 in all."""
         others = [other.share for other in self.other_guides]

@@ -24,7 +24,7 @@ def read_missing(path: Path) -> dict[str, str]:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         if path.name != NOTE:
             return {}
         raise InputError(f"{path}: not a note of what is missing; delete it") from None

@@ -20,6 +20,7 @@ from repro.encoders import RGBEncoder
 #: What the network of a pipeline is called, by its class.
 NETWORKS = {"DiTTransformer2DModel": "transformer", "UNet2DModel": "unet"}
 PREDICTIONS: dict[str, Literal["epsilon", "v", "x0"]] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+MOST_STEPS = 100_000
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
@@ -83,14 +84,16 @@ def from_diffusers(
         raise InputError(f"{where}: prediction_type '{prediction}' is unknown{nearest(str(prediction), PREDICTIONS)}")
     if "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
         raise InputError(f"{where}: scheduler {scheduler.get('_class_name')} has no betas; expected one that has")
-    with explained(
-        f"{where}: the scheduler's betas are not understood", errors=(ValueError, TypeError, NotImplementedError)
-    ):
-        betas = {name: scheduler[name] for name in BETAS if scheduler.get(name) is not None}
+    betas = {name: scheduler[name] for name in BETAS if scheduler.get(name) is not None}
+    if type(steps := betas.get(BETAS[0], 1000)) is not int or not 1 < steps <= MOST_STEPS:
+        raise InputError(f"{where}: the scheduler's {BETAS[0]} is {steps!r}, expected 2 to {MOST_STEPS}")
+    with explained(f"{where}: the scheduler's betas are not understood"):
         alphas_cumprod = diffusers.DDIMScheduler(**betas).alphas_cumprod
 
     config = network.config
-    facts: dict[str, Any] = {"img_resolution": int(config.sample_size), "img_channels": int(config.in_channels)}
+    if type(config.sample_size) is not int:
+        raise InputError(f"{where}: sample_size is {config.sample_size!r}, expected the side of square images")
+    facts: dict[str, Any] = {"img_resolution": config.sample_size, "img_channels": int(config.in_channels)}
     if type(network).__name__ == "DiTTransformer2DModel":
         facts |= {"label_dim": int(config.num_embeds_ada_norm), "null_label": int(config.num_embeds_ada_norm)}
         facts["learned_variance"] = config.out_channels == 2 * config.in_channels

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metrics.files import InputError, explained, folder_lock, write_json
+from metrics.files.reading import open_archive, read_entry
 from metrics.images import LABELS, ZipSource, decode, open_images, open_sources, own_labels
 from metrics.progress import progress
 from repro.encoders import Encoder, RGBEncoder, StabilityVAEEncoder
@@ -134,8 +135,8 @@ def convert(
 ) -> Path:
     """A zip of `size` x `size` PNGs with labels, from whatever `metrics.images.open_images` reads.
 
-    The images are centre crops as ADM's. Labels come from `dataset.json`, an npz's `arr_1`, or one folder per class,
-    numbered in sorted order. An interrupted conversion goes on where it stopped.
+    The images are centre crops as ADM's. Labels come from `dataset.json`, an npz's `arr_1`, or one folder per class:
+    its number, or its place in sorted order. An interrupted conversion goes on where it stopped.
 
     Args:
         source: a folder of class folders (ImageNet's `train`, say), any folder, zip, tar or npz of images.
@@ -251,9 +252,9 @@ def _unused(target: str | Path) -> Path:
 
 def _facts_of(target: Path) -> Any:
     """What a zip of ours was made from; None where there is no such zip."""
-    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), zipfile.ZipFile(target) as archive:
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), open_archive(target) as archive:
         if archive.getinfo(PREPARATION).file_size < 2**20:
-            return json.loads(archive.read(PREPARATION))
+            return json.loads(read_entry(archive, PREPARATION))
     return None
 
 

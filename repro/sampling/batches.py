@@ -6,7 +6,7 @@ wanted, on rank or on resume point.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -27,17 +27,26 @@ from repro.sampling.pairs import Pair
 
 #: Values of a layer of full width, in all batches that are sampled at once on a CPU.
 MAX_LAYER = 2**25
+NO_CLASSES: Mapping[int, int] = {}
 
 
-def sample_batch(pair: Pair, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents."""
+def sample_batch(
+    pair: Pair, seeds: Sequence[int], classes: Mapping[int, int] = NO_CLASSES
+) -> tuple[Tensor, Tensor | None]:
+    """Latents [N, C, H, W] and one-hot labels of one batch; InputError names seed and step of non-finite latents.
+
+    `classes`: of the seeds that have one of their own, beside the pair's only one, or the one that is drawn.
+    """
     guided, streams = pair.configuration.guided, SeedStreams(pair.device, seeds)
     for network in (pair.main, *pair.guides):
         seed_degradations(network, streams)
     noise, labels = draw_inputs(pair.main, streams, pair.device)
     exact = tf32(False) if pair.device.type == "cuda" and not _is_half(pair) else nullcontext()
-    if labels is not None and pair.configuration.only_class is not None:
-        labels = F.one_hot(torch.full([len(labels)], pair.configuration.only_class), labels.shape[1]).to(labels)
+    only = pair.configuration.only_class
+    if labels is not None and (classes or only is not None):
+        others = labels.argmax(dim=1).tolist() if only is None else [only] * len(seeds)
+        numbers = torch.tensor([classes.get(seed, other) for seed, other in zip(seeds, others, strict=True)])
+        labels = F.one_hot(numbers, labels.shape[1]).to(labels)
     try:
         with exact:
             latents = sample(
@@ -69,9 +78,12 @@ def _is_half(pair: Pair) -> bool:
     return all(isinstance(n, Precond) and n.dtype(pair.device) == torch.float16 for n in networks)
 
 
-def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int], NDArray[np.uint8], list[int]]]:
+def sample_images(
+    pair: Pair, seeds: Sequence[int], classes: Mapping[int, int] = NO_CLASSES
+) -> Iterator[tuple[list[int], NDArray[np.uint8], list[int]]]:
     """Yield (seeds, uint8 images [n, H, W, C], class numbers or []) batch by batch, ascending seeds.
 
+    `classes`: see `sample_batch`.
     Every batch is whole: seeds nobody asked for are sampled along and dropped. On a GPU the next batch is already on
     its way while one is decoded and fetched; on a CPU each thread of torch's has a batch of its own, which is faster
     than to share one, where the networks are known to bear it and small enough.
@@ -79,12 +91,12 @@ def sample_images(pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[list[int],
     size = pair.configuration.solver.batch_size
     wanted = grouped(seeds, size)
     batches = [range(members[0] // size * size, (members[0] // size + 1) * size) for members in wanted]
-    sampled = ahead(lambda batch: sample_batch(pair, batch), batches, _count_ahead(pair, len(batches)))
+    sampled = ahead(lambda batch: sample_batch(pair, batch, classes), batches, _count_ahead(pair, len(batches)))
     for members, (latents, labels) in zip(wanted, sampled, strict=True):
         keep = [seed % size for seed in members]
         images = pair.main.encoder.decode(latents)[keep]  # the decoder, too, always sees whole batches
-        classes = [] if labels is None else labels[keep].argmax(dim=1).tolist()
-        yield members, images.permute(0, 2, 3, 1).cpu().numpy(), classes
+        numbers = [] if labels is None else labels[keep].argmax(dim=1).tolist()
+        yield members, images.permute(0, 2, 3, 1).cpu().numpy(), numbers
 
 
 def _count_ahead(pair: Pair, batches: int) -> int:

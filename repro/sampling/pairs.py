@@ -186,37 +186,44 @@ def load_pair(configuration: Configuration, device: torch.device, models: Mappin
     `models`: what the names stand for that are neither files nor folders. Raises InputError for files that are missing
     or broken, networks that do not fit together, and a network that would guide itself.
     """
-    g, solver = configuration.guided.active, configuration.solver
-
+    g = configuration.guided.active
     loaded: dict[str, tuple[Denoiser, str]] = {}
 
     def load(source: str) -> tuple[Denoiser, str]:
         if source not in loaded or network_of(loaded[source][0]) is None:  # others may keep something of a call
             loaded[source] = load_network(source, device, models)
-        network, sha256 = loaded[source]
-        if solver.compile and isinstance(network, Precond):
-            network.compile()
-        return network, sha256
+        return loaded[source]
 
-    main, sha256 = load(g.main)
-    if hasattr(main.encoder, "tf32"):
-        main.encoder.tf32 = solver.vae_tf32
-    configuration = replace(configuration, guided=g, solver=solver.of(main))
-    worse = _replayed(degrade(main, g.main_degradations, MAIN), device, solver)
-    pair = Pair(configuration, worse, None, sha256, None, device)
-    if g.guide is None:
+    return pair_of(configuration, device, load(g.main), *(load(str(name)) for name, _ in g.guides if name))
+
+
+def pair_of(
+    configuration: Configuration,
+    device: torch.device,
+    main: tuple[Denoiser, str],
+    *guides: tuple[Denoiser, str],
+) -> Pair:
+    """The pair of networks at hand, each with what tells it from others, made ready and checked; see `load_pair`."""
+    g, (network, sha256) = configuration.guided.active, main
+    solver = configuration.solver.of(network)
+    for each, _ in (main, *guides):
+        if solver.compile and isinstance(each, Precond):
+            each.compile()
+    if hasattr(network.encoder, "tf32"):
+        network.encoder.tf32 = solver.vae_tf32
+    worse = _replayed(degrade(network, g.main_degradations, MAIN), device, solver)
+    pair = Pair(replace(configuration, guided=g, solver=solver), worse, None, sha256, None, device)
+    if not guides:
         return pair
-    guides, digests = [], []
-    for number, (name, degradations) in enumerate(g.guides):
-        guide, found = load(str(name))
-        check_pair(main, guide, g.main, str(name))
+    joined = []
+    for number, ((name, degradations), (guide, found)) in enumerate(zip(g.guides, guides, strict=True)):
+        check_pair(network, guide, g.main, str(name))
         if found == sha256 and g.main_degradations == degradations:
             raise InputError(f"{g.main} and {name} are the same network: guidance {g.guidance} would do nothing")
         worse = degrade(guide, degradations, GUIDE + number)  # each draws from streams of its own
-        guides.append(_replayed(worse, device, solver))
-        digests.append(found)
-    joined = guides[0] if len(guides) == 1 else Blend(guides, g.shares)
-    return replace(pair, guide=joined, guide_sha256="+".join(digests))
+        joined.append(_replayed(worse, device, solver))
+    blend = joined[0] if len(joined) == 1 else Blend(joined, g.shares)
+    return replace(pair, guide=blend, guide_sha256="+".join(found for _, found in guides))
 
 
 def _replayed(network: Denoiser, device: torch.device, solver: Solver) -> Denoiser:

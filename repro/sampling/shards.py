@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from metrics import distributed
 from metrics.files import InputError, explained, write_text
+from metrics.files.reading import open_archive, read_entry
 from metrics.progress import progress
 from repro.pixels import decode_png, encode_png, write_zip
 from repro.sampling.batches import grouped, sample_images
@@ -30,7 +31,7 @@ from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Pair
 from repro.strict import build
 
 MANIFEST = "manifest.json"
-TORN = (OSError, KeyError, ValueError, zipfile.BadZipFile)
+TORN = (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -169,16 +170,16 @@ class ImageShards(Form):
 
     def manifest(self, path: Path) -> Manifest | None:
         found = None
-        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
-            found = json.loads(archive.read(MANIFEST))
+        with contextlib.suppress(*TORN), open_archive(path) as archive:
+            found = json.loads(read_entry(archive, MANIFEST))
         return None if found is None else Manifest.read(found, path)
 
     def is_sound(self, path: Path, manifest: Manifest, trust: bool = False) -> bool:
         with contextlib.suppress(OSError):
             if trust and verified(path).read_text() == _state(path):
                 return True
-        with contextlib.suppress(*TORN), zipfile.ZipFile(path) as archive:
-            if manifest.images_sha256 == _digest(archive.read(_name(seed)) for seed in manifest.seeds):
+        with contextlib.suppress(*TORN), open_archive(path) as archive:
+            if manifest.images_sha256 == _digest(read_entry(archive, _name(seed)) for seed in manifest.seeds):
                 _note_verified(path)
                 return True
         return False
@@ -194,8 +195,8 @@ class ImageShards(Form):
 
     def content(self, path: Path) -> tuple[Manifest, list[bytes]]:
         manifest = sound_manifest(path)
-        with zipfile.ZipFile(path) as archive:
-            return manifest, [archive.read(_name(seed)) for seed in manifest.seeds]
+        with open_archive(path) as archive:
+            return manifest, [read_entry(archive, _name(seed)) for seed in manifest.seeds]
 
     def bytes_per_image(self, pair: Pair) -> float:
         side, latent = pair.main.img_resolution, getattr(pair.main.encoder, "kind", "rgb") == "vae"
@@ -247,8 +248,8 @@ class ShardImages:
 
     def read(self, path: Path, seed: int) -> NDArray[np.uint8]:
         if self._archive is None or self._archive[0] != path:
-            self._archive = path, zipfile.ZipFile(path)
-        return decode_png(self._archive[1].read(_name(seed)))
+            self._archive = path, open_archive(path)
+        return decode_png(read_entry(self._archive[1], _name(seed)))
 
 
 def generate(

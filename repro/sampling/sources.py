@@ -97,7 +97,8 @@ def load_model(model: Model, device: torch.device) -> tuple[Denoiser, str]:
         tensors = network.eval().requires_grad_(False).to(device).state_dict()
     listed = [model.path] if model.path and model.code else []
     files = [*_contents([*listed, *getattr(network, "files", ())]), *_pipeline_contents(model)]
-    if not tensors and not files:
+    is_function = isinstance(network, Adapted) and not isinstance(network.model, torch.nn.Module)
+    if (is_function or not tensors) and not files:
         raise InputError(
             f"{name}: has neither parameters nor a list `files` of what decides its answers, so that a change of it "
             "would go unnoticed; make it a torch.nn.Module or give it `files`"

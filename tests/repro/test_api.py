@@ -11,6 +11,7 @@ import repro
 from metrics.files import InputError
 from repro import __main__ as command_line
 from repro.networks import Denoiser
+from repro.sampling import batches
 from repro.sampling.pairs import Solver
 from repro.sampling.shards import read_shard
 
@@ -46,6 +47,23 @@ def test_seeds_keep_their_order_and_their_images(main: Denoiser) -> None:
     assert not np.array_equal(labelled, several)
 
 
+def test_classes_of_single_seeds_cost_no_batch_of_their_own(main: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = batches.sample_batch, []
+    monkeypatch.setattr(batches, "sample_batch", lambda *given: asked.append(given) or real(*given))
+    options: dict[str, Any] = {"solver": Solver(num_steps=2, batch_size=4), "show": False}
+    found = repro.sample(main, seeds=range(8), labels=[0, 1, 2, 3, 0, 1, 2, 3], **options)
+    assert len(asked) == 2
+    for label in range(4):
+        alone = repro.sample(main, seeds=[label, label + 4], labels=label, **options)
+        assert np.array_equal(found[[label, label + 4]], alone)
+
+
+def test_a_solver_settles_the_precision_of_the_decoder(main: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main.encoder, "tf32", True, raising=False)
+    repro.sample(main, seeds=[0], solver=Solver(num_steps=2, batch_size=2, vae_tf32=False), show=False)
+    assert main.encoder.tf32 is False
+
+
 def test_a_degradation_makes_the_guide_of_the_main_network(main: Denoiser) -> None:
     options: dict[str, Any] = {"steps": 3, "seeds": range(2), "show": False}
     plain, worse = (
@@ -53,6 +71,8 @@ def test_a_degradation_makes_the_guide_of_the_main_network(main: Denoiser) -> No
     )
     assert np.array_equal(plain, repro.sample(main, **options))
     assert not np.array_equal(plain, worse)
+    with pytest.raises(InputError, match="are the same network"):
+        repro.sample(main, main, guidance=3.0, **options)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +85,7 @@ def test_a_degradation_makes_the_guide_of_the_main_network(main: Denoiser) -> No
         ({"labels": 10}, "class 10, the network has 10 classes"),
         ({"labels": -1}, "class -1, the network has 10 classes"),
         ({"rule": "agp"}, "did you mean 'apg'"),
+        ({"labels": [3, 10], "seeds": [0, 1]}, "class 10, the network has 10 classes"),
         ({"degradation": {"blur": 1.0}, "guidance": 2.0}, "degradation 'blur' is unknown"),
     ],
 )

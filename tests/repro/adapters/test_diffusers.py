@@ -137,6 +137,13 @@ def edited(path: Path, change: dict[str, Any]) -> None:
         ),
         ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "betas are not understood"),
         ("unet/config.json", {"sample_size": "absent", "in_channels": 5}, "cannot load UNet2DModel"),
+        ("unet/config.json", {"sample_size": None}, "sample_size is None, expected the side"),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10**10, "beta_schedule": "squaredcos_cap_v2"},
+            "num_train_timesteps is 10000000000, expected 2 to 100000",
+        ),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": -1}, "num_train_timesteps is -1, expected"),
     ],
 )
 def test_pipelines_that_are_not_understood_are_refused(

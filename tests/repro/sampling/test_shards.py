@@ -15,12 +15,13 @@ from metrics.files import InputError
 from metrics.precision import tf32
 from repro.degradations import degrade
 from repro.guidance import Guided
+from repro.missing import NOTE, read_missing
 from repro.networks import Precond
 from repro.sampler import SeedStreams, draw_inputs, sample
 from repro.sampling import batches
 from repro.sampling.batches import _count_ahead, ahead, sample_batch, sample_images
 from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
-from repro.sampling.shards import generate, read_shard
+from repro.sampling.shards import IMAGES, generate, read_shard
 
 CPU = torch.device("cpu")
 
@@ -164,6 +165,23 @@ def test_a_shard_of_another_configuration_is_refused_and_kept(pair: Pair, tmp_pa
     with pytest.raises(InputError, match="another configuration"):
         generate(other, range(6), tmp_path, 6)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("manifest", [b"[" * 200_000, bytes(300 * 2**20)], ids=["nested", "swelling"])
+def test_a_hostile_manifest_is_that_of_a_torn_shard(tmp_path: Path, manifest: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", manifest)
+    assert IMAGES.manifest(tmp_path / "x.zip") is None
+    with pytest.raises(InputError, match="not a sound shard"):
+        read_shard(tmp_path / "x.zip")
+
+
+def test_a_note_without_end_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"[" * 200_000)
+    assert read_missing(tmp_path / "x.safetensors") == {}
+    (tmp_path / NOTE).write_bytes(b"[" * 200_000)
+    with pytest.raises(InputError, match="not a note of what is missing"):
+        read_missing(tmp_path / NOTE)
 
 
 def test_a_manifest_tells_how_the_images_were_made(pair: Pair, tmp_path: Path) -> None:

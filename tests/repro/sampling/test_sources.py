@@ -12,6 +12,7 @@ import torch
 import repro
 from metrics.files import InputError
 from repro.guidance import Guided
+from repro.sampling.batches import sample_images
 from repro.sampling.pairs import Configuration, Pair, Solver, load_pair
 from repro.sampling.shards import Manifest
 from repro.sampling.sources import Model, load_model, load_network
@@ -51,6 +52,9 @@ def epsilon():
 
 def v():
     return from_v(Layer(), ALPHAS, **FACTS)
+
+def function():
+    return from_epsilon(lambda x, t: 0.5 * x, ALPHAS, **FACTS)
 """
 
 
@@ -94,6 +98,21 @@ def test_code_takes_arguments_that_count(foreign: str) -> None:
 def test_adapters_are_told_apart_though_their_weights_are_the_same(foreign: str) -> None:
     digests = {load_network(f"{foreign}:{name}", CPU)[1] for name in ("epsilon", "epsilon", "v")}
     assert len(digests) == 2
+
+
+def test_a_mere_function_in_an_adapter_is_refused_without_a_file_that_tells_what_it_is(foreign: str) -> None:
+    with pytest.raises(InputError, match=f"{foreign}:function: has neither parameters nor a list `files`"):
+        load_network(f"{foreign}:function", CPU)
+    path = Path(load_network(f"{foreign}:Plain", CPU)[0].files[0])  # type: ignore[attr-defined]
+    first = load_model(Model(f"{foreign}:function", path=str(path)), CPU)[1]
+    path.write_text(path.read_text().replace("0.5 * x", "0.4 * x"))
+    assert load_model(Model(f"{foreign}:function", path=str(path)), CPU)[1] != first
+
+
+def test_images_in_python_have_the_noise_levels_of_the_network(pipeline: Path) -> None:
+    ((_, expected, _),) = sample_images(pair_of(pipeline, batch_size=32), [3])
+    found = repro.sample(repro.load(pipeline, device="cpu"), seeds=[3], steps=2, show=False)
+    assert (found == expected).all()
 
 
 def test_a_pipeline_is_a_network_like_any_other(pipeline: Path) -> None:
