@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from metrics.files import InputError, sha256_file
+from metrics.files import InputError, explained, sha256_file
 from repro import snapshots
 from repro.networks import Precond
 from repro.numerics import numerics
@@ -121,7 +121,8 @@ def snapshot_time(path: Path) -> tuple[int, float]:
     """(images seen, EMA length) of a snapshot, by its metadata or, if published, its name; InputError if by neither."""
     metadata = snapshots.read_metadata(path) if path.suffix == ".safetensors" else {}
     if "nimg" in metadata and "ema_std" in metadata:
-        return int(metadata["nimg"]), float(metadata["ema_std"])
+        with explained(f"{path}: metadata cannot be used", "expected nimg and ema_std to be numbers"):
+            return int(metadata["nimg"]), float(metadata["ema_std"])
     name = snapshots.checked_name(str(path))
     return snapshots.kimg_to_nimg(name.kimg), name.ema_std
 

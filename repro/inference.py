@@ -7,6 +7,7 @@ evaluation, so that they are multiplied into the stored weights once. Outputs ag
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,8 +112,8 @@ def fold(network: Precond, device: torch.device | str = "cpu") -> Precond:
     One layer at a time: beyond the network as it is (which may be a file in memory-mapped form), the host holds no more
     than a layer of a copy that goes to another device.
     """
-    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    folded = copy.deepcopy(network, memo=tensors).eval()  # of the very same tensors
+    kept: tuple[Any, ...] = (*network.parameters(), *network.buffers(), network.encoder)
+    folded = copy.deepcopy(network, memo={id(x): x for x in kept}).eval()  # of the very same
     dtype = network.dtype(device)
     for parent in list(folded.modules()):
         for name, module in parent.named_children():

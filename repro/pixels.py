@@ -46,6 +46,12 @@ def write_zip(path: str | Path, entries: Iterable[tuple[str, bytes | str]]) -> N
             archive.writestr(zipfile.ZipInfo(name), content)  # ZipInfo: no time stamp of today
 
 
+def write_grid(path: str | Path, images: Sequence[NDArray[np.uint8]], columns: int, scale: int = 1) -> None:
+    """`image_grid` as a PNG, atomically."""
+    with atomic_write(path) as temporary:
+        image_grid(images, columns, scale).save(temporary, format="png")
+
+
 def image_grid(images: Sequence[NDArray[np.uint8]], columns: int, scale: int = 1) -> PIL.Image.Image:
     """Images uint8 [H, W, C] side by side, row by row, each pixel `scale` x `scale`."""
     rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]

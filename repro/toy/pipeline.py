@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metrics.files import write_json
+from metrics.files import explained, write_json
 from repro.numerics import numerics
 from repro.rows import (
     MEASURES,
@@ -55,8 +55,9 @@ def run(settings: ToySettings, folder: Path, study: str, key: str) -> Path:
     outputs = [folder / MEASURES, folder / REPLICATES, *(network_path(folder, name) for name in wanted)]
     outputs += [folder / TRIALS] if settings.tuned else []
     outputs += [folder / f"{name}.{suffix}" for name in FIGURES if settings.figures for suffix in ("png", "svg")]
-    if made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs):
-        return folder / MEASURES
+    with explained(f"{made}: not the settings of an example", "remove it"):
+        if made.exists() and json.loads(made.read_text()) == record and all(path.exists() for path in outputs):
+            return folder / MEASURES
     made.unlink(missing_ok=True)
     networks = {
         name: train(network_path(folder, name), network, settings.training, settings.checkpoint_every)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metrics.files import atomic_write
+from metrics.files import atomic_write, explained
 from metrics.progress import progress
 from repro.ema import PowerFunctionEMA
 from repro.numerics import numerics
@@ -84,8 +84,10 @@ def train(
     keep_freed_memory()
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = Trainer(network, training)
-    if checkpoint.exists() and (state := torch.load(checkpoint, weights_only=True))["digest"] == made_of:
-        trainer.load_state_dict(state)
+    if checkpoint.exists():
+        with explained(f"{checkpoint}: not a sound checkpoint", "remove it to start anew"):
+            if (state := torch.load(checkpoint, weights_only=True))["digest"] == made_of:
+                trainer.load_state_dict(state)
     start, total = trainer.iteration, network.iterations
     bar = progress(f"toy {path.stem}", range(start, total), total, "it", start)
     for _ in bar:
@@ -111,5 +113,5 @@ def load(path: Path) -> ToyNetwork:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
+    with explained(f"{path}: not a sound network", "remove it"), safe_open(path, framework="pt") as file:
         return dict(json.loads((file.metadata() or {}).get("repro", "{}")))

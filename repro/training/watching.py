@@ -11,11 +11,11 @@ import torch
 from metrics import distributed
 from metrics.evaluation import Extractor
 from metrics.evaluator import Evaluator
-from metrics.files import atomic_write, explained
+from metrics.files import explained
 from repro.data import ImageDataset
 from repro.encoders import StabilityVAEEncoder
 from repro.guidance import Guided
-from repro.pixels import image_grid
+from repro.pixels import write_grid
 from repro.sampling.batches import sample_images
 from repro.sampling.pairs import Configuration, Solver, load_pair
 from repro.strict import positive, within
@@ -37,7 +37,7 @@ class Watch:
     reference: str | None = None
     #: Samples of each evaluation: seeds 0 to num_images - 1.
     num_images: int = 5000
-    #: Distance of evaluations in training images; those at which a snapshot is written count.
+    #: Distance of evaluations in training images: at the first snapshot from each multiple on, and at the last one.
     every_nimg: int = 64 * MI
     detectors: tuple[str, ...] = ("inception",)
 
@@ -63,7 +63,7 @@ def train_watched(
         found, wanted = (f"{side} x {side}, {channels} channels" for side, channels in (shape, expected))
         distributed.print0(f"{source}: {found}; the recipe is for {wanted}")
     device = distributed.device()
-    evaluation = None if watch.reference is None else Evaluation(watch, folder, device)
+    evaluation = None if watch.reference is None else Evaluation(watch, folder, device, config)
     writer = tensorboard(folder) if watch.board and distributed.rank() == 0 else None
 
     def show(line: Line) -> None:
@@ -77,8 +77,7 @@ def train_watched(
             images = [
                 x for batch in samples(network, range(watch.grid), device) for x in batch.permute(0, 2, 3, 1).numpy()
             ]
-            with atomic_write(folder / f"samples-{nimg // 1000:07d}.png") as temporary:
-                image_grid(images, columns=math.ceil(len(images) ** 0.5)).save(temporary, format="png")
+            write_grid(folder / f"samples-{nimg // 1000:07d}.png", images, columns=math.ceil(len(images) ** 0.5))
         for line in [] if evaluation is None else evaluation(nimg, network):
             show({"nimg": nimg, line["metric"]: line["value"]})
 
@@ -96,14 +95,15 @@ def samples(network: Path, seeds: Iterable[int], device: torch.device) -> Iterat
 class Evaluation:
     """Distances of fresh samples to a reference while a network trains; a line each in `evaluation.jsonl`."""
 
-    def __init__(self, watch: Watch, folder: Path, device: torch.device) -> None:
-        self.watch, self.path, self.device = watch, folder / "evaluation.jsonl", device
+    def __init__(self, watch: Watch, folder: Path, device: torch.device, config: TrainingConfig) -> None:
+        self.watch, self.path, self.device, self.config = watch, folder / "evaluation.jsonl", device, config
         self.extractor = Extractor(watch.detectors, device=str(device))
         self.reference = self.extractor.reference(str(watch.reference))
 
     def __call__(self, nimg: int, network: Path) -> list[Line]:
         """Evaluate a snapshot where it is due, under torchrun in shares; the lines, in the first process only."""
-        if nimg % self.watch.every_nimg:
+        every, before = self.watch.every_nimg, max(nimg - self.config.settings.snapshot_nimg, 0)
+        if nimg // every == before // every and nimg < self.config.pace.total_nimg:
             return []
         evaluator = Evaluator(self.reference, extractor=self.extractor)
         rank, world, count = distributed.rank(), distributed.world_size(), self.watch.num_images

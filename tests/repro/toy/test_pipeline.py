@@ -8,6 +8,7 @@ import matplotlib.text
 import pytest
 import torch
 
+from metrics.files import InputError
 from repro.rows import MEASURES, REPLICATES, read_rows
 from repro.toy import figures, pipeline
 from repro.toy import pipeline as toy
@@ -82,6 +83,17 @@ def test_other_sampling_settings_keep_the_networks(folder: Path, tmp_path: Path)
     toy.run(dataclasses.replace(TINY, sampling_seeds=(1,), figures=False), tmp_path, "mini", "tiny")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "networks").iterdir()} == before
     assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "networks/main.safetensors", "networks/main.checkpoint.pt"])
+def test_what_is_damaged_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    if name != "settings.json":
+        (tmp_path / "settings.json").unlink()
+        (tmp_path / "networks" / "main.safetensors").unlink()
+    (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=rf"{Path(name).name}: not .*; remove it"):
+        toy.run(TINY, tmp_path, "mini", "tiny")
 
 
 def test_other_numerics_of_replicates_are_measured_again(

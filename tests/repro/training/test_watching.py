@@ -18,7 +18,8 @@ from metrics import detectors, statistics
 from metrics.files import InputError
 from repro.data import archives
 from repro.strict import build
-from repro.training import NetworkSettings, Pace, TrainingConfig, TrainingSettings
+from repro.training import NetworkSettings, Pace, TrainingConfig, TrainingSettings, watching
+from repro.training.config import MI
 from repro.training.loop import CHECKPOINT
 from repro.training.watching import Evaluation, Watch, tensorboard, train_watched
 
@@ -100,11 +101,24 @@ def test_an_evaluation_is_the_same_whenever_it_is_made(archive: Path, reference:
     train_watched(TINY, archive, "", tmp_path, SHAPE, Watch())
     watch = Watch(reference=reference, num_images=40, every_nimg=64, detectors=("mean-colour",))
     network = next(tmp_path.glob("*.safetensors"))
-    evaluation = Evaluation(watch, tmp_path, torch.device("cpu"))
+    evaluation = Evaluation(watch, tmp_path, torch.device("cpu"), TINY)
     first = evaluation(64, network)
     assert evaluation(64, network) == first
     assert evaluation(32, network) == []
     assert len((tmp_path / "evaluation.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(64 * MI, [3072]), (2048, [2048, 3072]), (1280, [2048, 3072]), (1536, [2048, 3072])]
+)
+def test_evaluations_that_fall_between_snapshots_and_the_last_one_are_made(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, due: list[int]
+) -> None:
+    monkeypatch.setattr(watching, "samples", lambda *_: iter([torch.zeros(4, 3, 8, 8, dtype=torch.uint8)]))
+    watch = Watch(reference=reference, num_images=4, every_nimg=every, detectors=("mean-colour",))
+    config = TINY.changed(total_nimg=3072, snapshot_nimg=1024, checkpoint_nimg=1024)
+    evaluation = Evaluation(watch, tmp_path, torch.device("cpu"), config)
+    assert [nimg for nimg in (1024, 2048, 3072) if evaluation(nimg, tmp_path)] == due
 
 
 def test_other_data_than_the_recipe_is_for_is_said(
