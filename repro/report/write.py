@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -56,7 +56,6 @@ def report(study: Study, partial: bool = False) -> Path:
     summary = measures.summarise(study, found)
     cells, tested = published.judge(study, found), published.all_claims(study, found, summary)
     previews = gallery.read_previews(study)
-    others = _clear(folder)
     curves, measured = measures.curves(summary), summary.drop(columns=["axis", "axis_value"])
     write_json(study.out / METRICS, measures.dvc_metrics(study, summary))
     write_csv(study.out / "sensitivity.csv", curves.dropna(subset=["mean"]).drop(columns="reason"))
@@ -70,28 +69,39 @@ def report(study: Study, partial: bool = False) -> Path:
         "tuning": measures.trials(study),
         "sensitivity": curves,
     }
-    for table in study_tables(study):
-        if len(rows[table.name]) or not (table.judges or table.name == "tuning"):
-            tables.write(table, rows[table.name], folder)
-    drawn = gallery.draw_figures(study, folder, summary, previews)
-    write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
-    write_text(folder / SUMMARY, _summary(study, folder))
-    _list(folder, others)
+    with _our_own(folder):
+        for table in study_tables(study):
+            if len(rows[table.name]) or not (table.judges or table.name == "tuning"):
+                tables.write(table, rows[table.name], folder)
+        drawn = gallery.draw_figures(study, folder, summary, previews)
+        write_text(folder / "report.html", page.render(study, folder, written_tables(study, folder), drawn, previews))
+        write_text(folder / SUMMARY, _summary(study, folder))
     return folder
 
 
-def _clear(folder: Path) -> set[str]:
-    """Remove what we wrote into a folder, by the list that we left there, and nothing else; the names of the rest."""
+@contextmanager
+def _our_own(folder: Path) -> Iterator[set[str]]:
+    """Around writing a folder: what we wrote there before goes, by the list that we leave there, and nothing else.
+
+    Whatever happens, the list then has what is there besides the rest, whose names are yielded: those that are written
+    all the same are to be taken from it.
+    """
+    for name in _listed(folder):
+        (folder / name).unlink(missing_ok=True)
+    others = {path.name for path in folder.iterdir()} - {LISTING} if folder.is_dir() else set[str]()
+    try:
+        yield others
+    finally:
+        if folder.is_dir():
+            write_json(folder / LISTING, sorted({path.name for path in folder.iterdir()} - others - {LISTING}))
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names of what we wrote into a folder."""
     with suppress(OSError, ValueError, TypeError):
-        for name in json.loads((folder / LISTING).read_text(encoding="utf-8")):
-            if isinstance(name, str) and Path(name).name == name:
-                (folder / name).unlink(missing_ok=True)
-    return {path.name for path in folder.iterdir()} - {LISTING} if folder.is_dir() else set()
-
-
-def _list(folder: Path, others: set[str]) -> None:
-    """Leave the list of what we wrote into a folder, besides `others` that were there."""
-    write_json(folder / LISTING, sorted({path.name for path in folder.iterdir()} - others - {LISTING}))
+        names = json.loads((folder / LISTING).read_text(encoding="utf-8"))
+        return [name for name in names if isinstance(name, str) and Path(name).name == name]
+    return []
 
 
 def study_tables(study: Study) -> list[Table]:
@@ -163,14 +173,14 @@ def publish(study: Study, results: Path = RESULTS, readme: Path = README) -> Pat
     """
     folder, target = _written(study), results / study.study
     before, after = split_readme(readme) if study.study == "default" else ("", "")
-    others = _clear(target)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.suffix in PUBLISHED:
-            shutil.copyfile(path, target / path.name)
-    write_csv(target / MEASURES, measures.read(study))
-    shutil.copyfile(study.out / METRICS, target / METRICS)
-    _list(target, others - {path.name for path in folder.iterdir()} - {MEASURES, METRICS})
+    names = [name for name in _listed(folder) if Path(name).suffix in PUBLISHED]
+    with _our_own(target) as others:
+        target.mkdir(parents=True, exist_ok=True)
+        others -= {*names, MEASURES, METRICS}
+        for name in names:
+            shutil.copyfile(folder / name, target / name)
+        write_csv(target / MEASURES, measures.read(study))
+        shutil.copyfile(study.out / METRICS, target / METRICS)
     if study.study == "default":
         write_text(readme, f"{before}{BEGIN}\n{readme_block(study, target, target)}\n{END}{after}")
     return target

@@ -170,7 +170,7 @@ def _decide(claim: Claim, row: Verdict, found: list[paired.Difference], p: float
     if p <= paired.LEVEL:
         return replace(row, verdict=HOLDS if better * (deciding.value - margin) > 0 else FAILS)
     count, what = (deciding.groups, "training seeds") if claim.pairs[1:] else (deciding.num_images, "images")
-    needed = count * deciding.needed(margin)
+    needed = count * deciding.needed(margin, paired.LEVEL * deciding.p(margin) / p)  # as strict as the correction was
     more = f"{needed:,.2g} {what} might decide it" if np.isfinite(needed) else f"no number of {what} would decide it"
     return replace(row, verdict=UNDECIDED, reason=more)
 

@@ -35,14 +35,9 @@ class Difference:
         return self.ours - self.theirs
 
     @property
-    def least(self) -> float:
-        """How far from a margin the difference, on its own, tells itself from it."""
-        return float(t.ppf(1 - LEVEL / 2, self.groups - 1)) * self.standard_error
-
-    @property
     def interval(self) -> tuple[float, float]:
         """Of 95%, on its own: not corrected for other differences."""
-        return self.value - self.least, self.value + self.least
+        return self.value - self._least(LEVEL), self.value + self._least(LEVEL)
 
     def p(self, margin: float) -> float:
         """Two-sided p-value of the difference being `margin`, by Student's t with one degree of freedom less than
@@ -50,10 +45,14 @@ class Difference:
         away = abs(self.value - margin)
         return 2 * float(t.sf(away / self.standard_error, self.groups - 1)) if self.standard_error else float(not away)
 
-    def needed(self, margin: float) -> float:
-        """How many times as much would tell the difference from `margin`, if it is what it seems to be."""
+    def needed(self, margin: float, level: float) -> float:
+        """How many times as much would tell the difference from `margin` at a level, if it is what it seems to be."""
         away = abs(self.value - margin)
-        return (self.least / away) ** 2 if away else math.inf
+        return (self._least(level) / away) ** 2 if away else math.inf
+
+    def _least(self, level: float) -> float:
+        """How far from a margin the difference, on its own, tells itself from it."""
+        return float(t.ppf(1 - level / 2, self.groups - 1)) * self.standard_error
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:

@@ -33,10 +33,13 @@ def test_summary_without_a_report_says_how_to_get_one(tmp_path, monkeypatch):
 def test_publishing_copies_the_views_and_fills_the_readme(default, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{BEGIN}\nformer table\n{END}\n\nTail.\n")
+    (default.out / "report" / "foreign.csv").write_text("no table of the report")
     target = publish(default, tmp_path / "results", readme)
+    (default.out / "report" / "foreign.csv").unlink()
     assert target == tmp_path / "results" / "default"
     assert {path.suffix for path in target.iterdir()} == {".csv", ".json", ".md", ".png"}
     assert (target / "digits.csv").read_bytes() == (default.out / "report" / "digits.csv").read_bytes()
+    assert not (target / "foreign.csv").exists()
     text = readme.read_text()
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nTail.\n")

@@ -11,7 +11,7 @@ from PIL import Image
 
 import repro.study as studies
 from metrics.files import InputError
-from repro.report import report, summary
+from repro.report import gallery, report, summary
 from repro.report.tables import read_csv
 from repro.study import Published, schema
 from repro.verdicts import measures, published
@@ -124,6 +124,19 @@ def test_a_half_run_study_says_what_is_missing(half):
     assert len(pd.read_csv(half.out / "sensitivity.csv")) == done * len(NAMES)
     missing = pd.read_csv(folder / "sensitivity.csv")["mean"].isna()
     assert missing.sum() == sum(planned.values()) * len(NAMES)
+
+
+def test_what_an_interrupted_report_leaves_goes_with_the_next_one(half, monkeypatch):
+    def interrupted(study, folder, *_):
+        (folder / "figure-of-this-run.png").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery, "draw_figures", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            report(half, partial=True)
+    assert (half.out / "report" / "figure-of-this-run.png").exists()
+    assert not (report(half, partial=True) / "figure-of-this-run.png").exists()
 
 
 def test_published_values_come_first_in_the_report(half, monkeypatch):

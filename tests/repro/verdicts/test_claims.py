@@ -95,7 +95,10 @@ def test_claims_share_a_level() -> None:
     both = pd.concat([replicates("a", 0.5 - gap, 0.01, 2), replicates("b", 0.5, 0.0, 3)])
     claim = Claim("a", "b", "fd_digits")
     assert [v.verdict for v in claims.judge([claim], found, both)] == ["holds"]
-    assert [v.verdict for v in claims.judge([claim] * 3, found, both)] == ["undecided"] * 3
+    verdicts = claims.judge([claim] * 3, found, both)
+    assert [v.verdict for v in verdicts] == ["undecided"] * 3
+    needed = 3072 * (t.ppf(1 - 0.05 / 3 / 2, 15) / t.ppf(1 - 0.02 / 2, 15)) ** 2  # more than there are
+    assert all(v.reason == f"{needed:,.2g} images might decide it" for v in verdicts)
 
 
 @pytest.mark.parametrize(("blocks", "count"), [(1, 4096), (3, 256)])
