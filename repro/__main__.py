@@ -1,5 +1,7 @@
 """The command line `repro` (`python -m repro`); thin: every command calls one function."""
 
+import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from tabulate import tabulate
 
 from metrics import command_line, distributed
 from metrics.documents import parse_yaml
-from metrics.files import InputError, nearest, on_one_line
+from metrics.files import InputError, explained, nearest, on_one_line
 from metrics.registry import load_plugins
 
 with command_line.imports("repro"):  # it needs the extra `pipeline`
@@ -21,11 +23,11 @@ with command_line.imports("repro"):  # it needs the extra `pipeline`
     from repro.pipeline import cleaning, looking
     from repro.pipeline.acquire import everything, obtain
     from repro.pipeline.stages import STAGES, placed, relaunch
-    from repro.pixels import image_grid, write_png
+    from repro.pixels import write_grid, write_png
     from repro.preflight import CHECKS, preflight
     from repro.sampling.pairs import SIGMA_MAX, SIGMA_MIN, Configuration, Solver, load_pair
     from repro.sampling.scheduling import Choice, find_schedules, read_schedule
-    from repro.sampling.shards import generate, read_shard
+    from repro.sampling.shards import IMAGES, generate, read_shard
     from repro.strict import build, load, settings
     from repro.study import cost, presets
     from repro.study.rates import Rates, Record, read_record
@@ -55,7 +57,9 @@ def study_group() -> None:
 @study_group.command("list")
 def study_list() -> None:
     """All studies, what each is for and what it takes; `*` marks the active one. `repro cost NAME` has the hours."""
-    active = studies.load().study if studies.PARAMS.exists() else None
+    active = None
+    with suppress(InputError):  # none, or one that cannot be read
+        active = studies.load().study
     for name in studies.available():
         try:
             takes = cost.brief(studies.named(name))
@@ -162,13 +166,16 @@ def generate_command(
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
     distributed.init()
     where, members = distributed.device(device), studies.parse_seeds(seeds)
-    chosen = None if interval is None else studies.parse_seeds(interval)
+    with explained(f"--interval '{interval}'", "expected FIRST-LAST", (ValueError,)):
+        steps_guided = None if interval is None else [int(step) for step in interval.split("-")]
+    if os.path.lexists(out / "grid.png") and not any(out.glob(f"*{IMAGES.suffix}")):
+        raise InputError(f"{out / 'grid.png'}: is there already, with no shards beside it; name another folder")
     networks = _networks(preset, main, guide or (main if degrade else None), guidance)
     guided = build(
         Guided,
         networks
         | {"rule": rule, "ramp": ramp, "other_guides": [_other_guide(text) for text in others]}
-        | {"interval": None if chosen is None else (chosen[0], chosen[-1]), "rule_settings": settings(rule_settings)}
+        | {"interval": steps_guided, "rule_settings": settings(rule_settings)}
         | {"guide_degradations": settings(degrade), "main_degradations": settings(degrade_main)},
     )
     said: dict[str, Any] = {"num_steps": steps, "batch_size": batch, "sigma_min": sigma_min, "sigma_max": sigma_max}
@@ -177,7 +184,7 @@ def generate_command(
     pair = load_pair(Configuration(guided, solver, number), where)
     paths = generate(pair, members, out, description="sampling", trust=not distrust)
     if distributed.rank() == 0:
-        image_grid(list(read_shard(paths[0], limit=64)[1]), columns=8).save(out / "grid.png")
+        write_grid(out / "grid.png", list(read_shard(paths[0], limit=64)[1]), columns=8)
         click.echo(f"{len(paths)} shard(s) and grid.png in {out}/")
 
 

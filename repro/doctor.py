@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from metrics.detectors import weights
-from metrics.files import InputError
 from metrics.machine import FILE, machine
-from repro.preflight.exactness import FLOAT16_SAMPLES, SAMPLES, golden_sample
+from repro.preflight.checks import PASS
+from repro.preflight.exactness import golden
 
 HOSTS = ("nvlabs-fi-cdn.nvidia.com", "github.com", "dl.fbaipublicfiles.com", "huggingface.co")
 
@@ -27,7 +27,7 @@ def report(echo: Callable[[str], None]) -> bool:
 
 
 def findings() -> Iterator[Finding]:
-    """Versions, machine settings, devices, TF32, disk, addresses, weights and the four-seed sample, in this order."""
+    """Versions, machine settings, devices, TF32, disk, addresses, weights, golden sample and features."""
     yield True, f"torch {torch.__version__}, numpy {np.__version__}, {torch.get_num_threads()} CPU threads"
     settings = vars(machine())
     yield True, f"{FILE} and variables: " + ", ".join(f"{key} {value}" for key, value in settings.items() if value)
@@ -44,7 +44,9 @@ def findings() -> Iterator[Finding]:
     for name in ("inception", "dinov2"):
         path = weights.locate(name)
         yield (True if path else None), f"{name} weights: {path or 'not here, fetched at first use'}"
-    yield from map(_golden_sample, ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    for name in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for found in golden(torch.device(name)):
+            yield found.status == PASS, f"golden {found.about}: {found.text}"
 
 
 def _reachable(host: str) -> Finding:
@@ -53,13 +55,3 @@ def _reachable(host: str) -> Finding:
             return True, f"{host} is reachable"
     except OSError as err:
         return None, f"{host} is out of reach ({err}): only the ImageNet studies download from it"
-
-
-def _golden_sample(device: str) -> Finding:
-    """Sample four seeds of a small pair and compare with the authors' implementation (CPU noise on any device)."""
-    try:
-        error = golden_sample(torch.device(device))
-    except InputError as err:
-        return False, f"golden sample on {device}: {err}"
-    limit = SAMPLES if device == "cpu" else FLOAT16_SAMPLES
-    return error < limit, f"golden sample on {device}: relative difference {error:.1e} (limit {limit:.0e})"

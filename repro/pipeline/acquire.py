@@ -17,6 +17,7 @@ from metrics.files import (
     InputError,
     MissingError,
     Source,
+    explained,
     fetch,
     fetch_each,
     folder_lock,
@@ -30,7 +31,7 @@ from repro.encoders import VAE_FILES, vae_folder, vae_revision
 from repro.guidance import Guided
 from repro.missing import note_missing, read_missing
 from repro.sampling.shards import verified
-from repro.study import OUT, Networks, Study
+from repro.study import OUT, Data, Networks, Study
 
 SUFFIX = ".safetensors"
 #: Names of shards, FIRST-LAST, and of networks, RUN-KIMG-STD.
@@ -70,10 +71,8 @@ def clear(folder: Path, suffix: str, keep: Iterable[Path]) -> None:
 def not_possible(study: Study, guided: Guided) -> str:
     """Why a guided network of `study` cannot be had, a network that is missing; empty where nothing is known to be."""
     active = study.spelt_out(guided).active
-    for network in filter(None, (active.main, *(guide for guide, _ in active.guides))):
-        if reasons := read_missing(study.out / "networks" / network):
-            return reasons[""]
-    return ""
+    found = (read_missing(study.out / "networks" / network) for network in active.networks)
+    return next((reasons.get("", "a network is missing") for reasons in found if reasons), "")
 
 
 def networks(study: Study, item: Networks, folder: Path, settings: Downloads, retry: bool = False) -> list[Path]:
@@ -91,7 +90,7 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
         paths = [*_targets(item.files(), folder).values()]
         for path in paths:
             if not path.exists():
-                note_missing(path, {"": f"{on_one_line(str(err), 300)} on {time.strftime('%Y-%m-%d')}"})
+                note_missing(path, {"": _dated(on_one_line(str(err), 300))})
     clear(folder, SUFFIX, paths)
     _fetch_vaes(study, paths, settings)
     return paths
@@ -99,9 +98,16 @@ def networks(study: Study, item: Networks, folder: Path, settings: Downloads, re
 
 def _fetch_vaes(study: Study, paths: Iterable[Path], settings: Downloads) -> None:
     """The VAEs of networks, in the cache of downloads."""
-    there = [path for path in paths if not read_missing(path)]
-    for name in {str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")) for path in there} - {""}:
+    names = set()
+    for path in (path for path in paths if not read_missing(path)):
+        with explained(f"{path}: metadata cannot be used", "expected a sound encoder"):
+            names.add(str(snapshots.read_metadata(path)["encoder"].get("vae_name", "")))
+    for name in names - {""}:
         fetch_vae(study, name, settings)
+
+
+def _dated(reason: str) -> str:
+    return f"{reason} on {time.strftime('%Y-%m-%d')}"
 
 
 def lacking(detector: str, settings: Downloads) -> str:
@@ -109,7 +115,7 @@ def lacking(detector: str, settings: Downloads) -> str:
     try:
         weights.ensure(detector, settings.offline)
     except InputError as err:
-        return f"weights of {detector}: {on_one_line(str(err), 300)} on {time.strftime('%Y-%m-%d')}"
+        return _dated(f"weights of {detector}: {on_one_line(str(err), 300)}")
     return ""
 
 
@@ -119,7 +125,7 @@ def obtain(study: Study, guided: Guided) -> None:
     Raises InputError where one cannot be had, or is not there and has to be made.
     """
     active = study.spelt_out(guided).active
-    for network in filter(None, (active.main, *(guide for guide, _ in active.guides))):
+    for network in active.networks:
         key, path = network.split("/")[0], study.out / "networks" / network
         files = study.networks[key].files() if key in study.networks else []
         published = [file for file in files if Path(file).with_suffix(SUFFIX).name == path.name]
@@ -130,6 +136,14 @@ def obtain(study: Study, guided: Guided) -> None:
             raise InputError(f"{path}: no such network; `dvc repro` makes it, with {study.study} as the active study")
     if reason := not_possible(study, guided):
         raise InputError(f"not possible: {reason}")
+
+
+def prepare(data: Data, folder: Path, settings: Downloads) -> None:
+    """Have a data set's files in `folder`, which is not left empty: to DVC that is no missing one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data.made.prepare(folder, settings)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def fetch_vae(study: Study, name: str, settings: Downloads) -> None:
@@ -171,7 +185,7 @@ def fetch_networks(
             wanted.append(Source(name, target.with_suffix(".pkl"), check=snapshots.load_published))
 
     def note(source: Source, err: MissingError) -> None:
-        note_missing(targets[source.name], {"": f"{'; '.join(err.answers)} on {time.strftime('%Y-%m-%d')}"})
+        note_missing(targets[source.name], {"": _dated("; ".join(err.answers))})
 
     with closing(fetch_each(wanted, settings, note)) as fetched:
         for source in fetched:
@@ -202,7 +216,7 @@ def everything(
     get = partial(networks, study, retry=retry)
     work: dict[Path, Callable[[Path, Downloads], object]] = {
         **{study.out / "networks" / key: partial(get, item) for key, item in study.networks.items()},
-        **{study.out / "data" / key: data.made.prepare for key, data in study.datasets.items()},
+        **{study.out / "data" / key: partial(prepare, data) for key, data in study.datasets.items()},
     }
     absent: list[str] = []
     failures: list[str] = []

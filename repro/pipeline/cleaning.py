@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metrics.files import InputError, cache_root, folder_lock
+from metrics.files.reading import files_below
 from repro import snapshots
 from repro.missing import read_missing
 from repro.pipeline.acquire import clear
@@ -32,7 +33,7 @@ KINDS = {
     "aside": Kind("shards of settings that were left", "sampling again", (".zip", ".npz")),
     "images": Kind("shards of images", "sampling again; features and results stay", (".zip",)),
     "networks": Kind("networks that were fetched", "`repro fetch`", (".safetensors",)),
-    "results": Kind("all else in out/", "`dvc checkout` or `dvc pull`, where DVC has it"),
+    "results": Kind("what else the stages keep in out/", "`dvc checkout` or `dvc pull`, where DVC has it"),
     "dvc": Kind(f"{DVC_CACHE}, to which files in out/ are links", "`dvc gc --workspace`, which keeps what is in use"),
     "cache": Kind("downloads and kept features of this user", "removing what you do not need by hand"),
 }
@@ -65,9 +66,8 @@ def sizes(found: dict[str, list[Path]]) -> dict[str, int]:
     seen: set[tuple[int, int]] = set()
     totals = dict.fromkeys(found, 0)
     for name, folders in found.items():
-        for path in (path for folder in folders for path in folder.rglob("*")):
-            facts = path.lstat()
-            if path.is_file() and (facts.st_dev, facts.st_ino) not in seen:
+        for facts in (facts for folder in folders for facts in files_below(folder)):
+            if (facts.st_dev, facts.st_ino) not in seen:
                 seen.add((facts.st_dev, facts.st_ino))
                 totals[name] += facts.st_size
     return totals
@@ -85,8 +85,11 @@ def clean(names: Iterable[str], root: Path = OUT) -> None:
     found = places(root)
     for name, folder in [(kind, folder) for kind in names for folder in found[kind]]:
         with folder_lock(folder, wait=False):
-            for suffix in KINDS[name].suffixes:
-                clear(folder, suffix, [])
-        with suppress(OSError):
-            folder.rmdir()
-            Path(f"{folder}.lock").unlink()
+            for place in [*(path for path in folder.glob("*/") if not path.is_symlink()), folder]:
+                for suffix in KINDS[name].suffixes:
+                    clear(place, suffix, [])
+                with suppress(OSError):
+                    place.rmdir()
+        if not folder.exists():
+            with suppress(OSError):
+                Path(f"{folder}.lock").unlink()

@@ -30,7 +30,7 @@ def find(configuration: str) -> Study:
 def _all() -> Iterator[Study]:
     if studies.PARAMS.exists():
         yield studies.load()
-    yield from (studies.named(name) for name in studies.available())
+    yield from studies.readable().values()
 
 
 def image(configuration: str, seed: int, device: torch.device) -> NDArray[np.uint8]:

@@ -46,12 +46,9 @@ def load_reference(folder: Path, evaluate: Evaluate) -> references.Reference:
     reference = references.load(folder / REFERENCE)
     assert reference is not None  # a statistics file is no image set
     if evaluate.options.needs_reference_features:
-        kept, count = features.load(folder / FEATURES), evaluate.num_real
-        sets = {
-            name: FeatureSet.of(x.gather()[:count], x.tags, None if x.labels is None else x.labels[:count])
-            for name, x in kept.items()
-            if name in evaluate.plain
-        }
+        first = slice(evaluate.num_real)
+        kept = features.load(folder / FEATURES) if (folder / FEATURES).exists() else {}
+        sets = {name: x.subset(first) for name, x in kept.items() if name in evaluate.plain}
         reference = replace(reference, features=sets)
     check_reference(reference, evaluate.plain, evaluate.options)
     return reference
@@ -97,9 +94,7 @@ def replicates(
         for name, sample in kept(seeds).items():
             for label, group in zip(labels, [np.array([], int), *groups], strict=True):
                 rest = ~np.isin(seeds, group)
-                labelled = None if sample.labels is None else sample.labels[rest]
-                part = FeatureSet.of(sample.gather()[rest], sample.tags, labelled)
-                for m in measure(name, part, reference, options, networks.get(name)):
+                for m in measure(name, sample.subset(rest), reference, options, networks.get(name)):
                     yield Replicate(key, qualified(m.metric, name), label, int(rest.sum()), m.value)
 
 

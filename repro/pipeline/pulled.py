@@ -15,10 +15,15 @@ from repro.study import Study, schema
 
 
 def refuse_sampling(study: Study, key: str, pair: Pair) -> None:
-    """Raise InputError where features of `pair` stand here already of all images of a configuration."""
-    found = _manifests(study, key)
-    if found and all(manifest.digest == pair.digest for manifest in found):
+    """Raise InputError where a configuration `has_features` of `pair`."""
+    if has_features(study, key, pair):
         _refuse(study.out / "samples" / key, [key], study)
+
+
+def has_features(study: Study, key: str, pair: Pair) -> bool:
+    """Whether features of `pair` stand here already of all images of a configuration."""
+    found = _manifests(study, key)
+    return bool(found) and all(manifest.digest == pair.digest for manifest in found)
 
 
 def refuse_fetching(study: Study, key: str, folder: Path) -> None:
@@ -35,8 +40,7 @@ def refuse_fetching(study: Study, key: str, folder: Path) -> None:
 
 def _sets(study: Study, item: schema.Generate) -> Iterable[str]:
     """Ids of the networks of a configuration."""
-    guided = study.spelt_out(item.guided)
-    return {str(network).split("/")[0] for network in (guided.main, *(guide for guide, _ in guided.guides))}
+    return {network.split("/")[0] for network in study.spelt_out(item.guided).networks}
 
 
 def _is_measured(study: Study, key: str) -> bool:

@@ -22,7 +22,7 @@ from repro.missing import NOTE, note_missing, read_missing
 from repro.pipeline import acquire, pulled
 from repro.pipeline.measuring import load_detectors, load_reference, measured_rows, replicates
 from repro.pipeline.points import Points
-from repro.pixels import image_grid
+from repro.pixels import write_grid
 from repro.rows import MEASURES, REPLICATES, Replicate, Row, gather_rows, write_replicates, write_rows
 from repro.sampling.batches import grouped
 from repro.sampling.features import FeatureShards, block_features
@@ -208,9 +208,9 @@ def run_generate(study: Study, key: str, item: schema.Generate, folder: Path) ->
     if not any(folder.glob(f"*{IMAGES.suffix}")):
         pulled.refuse_sampling(study, key, pair)
     if study.shards.keep_images:
-        _sample(study, pair, seeds, folder, key, IMAGES)
+        _sample(study, pair, seeds, folder, "", key, IMAGES)
     else:
-        _sample(study, pair, grouped(seeds, study.shards.size)[0][:PREVIEW], folder, "", IMAGES)
+        _sample(study, pair, grouped(seeds, study.shards.size)[0][:PREVIEW], folder, "", "", IMAGES)
 
 
 def _is_skipped(study: Study, key: str, item: schema.Generate, folder: Path, form: Form) -> bool:
@@ -224,28 +224,31 @@ def _is_skipped(study: Study, key: str, item: schema.Generate, folder: Path, for
     return bool(reason)
 
 
-def _sample(study: Study, pair: Pair, seeds: list[int], folder: Path, description: str, form: Form) -> list[Path]:
-    """Shards in a folder that then holds these and no others; those of other settings are set aside."""
+def _sample(
+    study: Study, pair: Pair, seeds: list[int], folder: Path, part: str, description: str, form: Form
+) -> list[Path]:
+    """Shards in a part of a folder that then holds these and no others; those of other settings are set aside."""
     if distributed.rank() == 0:
-        _set_aside(folder, pair, form)
+        _set_aside(folder, part, pair, form)
     distributed.barrier()
-    paths = generate(pair, seeds, folder, study.shards.size, description, form, acquire.borrow, not machine().verify)
+    target, trust = folder / part, not machine().verify
+    paths = generate(pair, seeds, target, study.shards.size, description, form, acquire.borrow, trust)
     if distributed.rank() == 0:
-        acquire.clear(folder, form.suffix, paths)
+        acquire.clear(target, form.suffix, paths)
     return paths
 
 
-def _set_aside(folder: Path, pair: Pair, form: Form) -> None:
+def _set_aside(folder: Path, part: str, pair: Pair, form: Form) -> None:
     """Move shards that other settings or versions have made to a folder beside, from where going back links them."""
-    for path in folder.glob(f"*{form.suffix}"):
+    for path in (folder / part).glob(f"*{form.suffix}"):
         try:
             manifest = form.manifest(path)
             other = "" if manifest is None or manifest.digest == pair.digest else manifest.digest[:12]
         except InputError:
             other = "version-0.1"
         if other:
-            aside = folder.with_name(f"{folder.name}.{other}") / path.name
-            aside.parent.mkdir(exist_ok=True)
+            aside = folder.with_name(f"{folder.name}.{other}") / part / path.name
+            aside.parent.mkdir(parents=True, exist_ok=True)
             path.replace(aside)
             verified(path).unlink(missing_ok=True)
             print(f"{path}: made with other settings, kept as {aside}")
@@ -265,13 +268,13 @@ def run_features(study: Study, key: str, item: schema.Generate, folder: Path) ->
             kept = form.extract([samples / shard_name(members) for members in wanted], target, f"{key} features")
         else:
             pair, members = study_pair(study, item.guided, device), [*itertools.chain(*wanted)]
-            kept = _sample(study, pair, members, target, key, form)
+            kept = _sample(study, pair, members, folder, part.folder, key, form)
         if distributed.rank() == 0:
             acquire.clear(target, form.suffix, kept)
     if distributed.rank() == 0:
         shown = groups[0] if study.shards.keep_images else groups[0][:PREVIEW]
         manifest, images = read_shard(samples / shard_name(shown), limit=PREVIEW)
-        image_grid(list(images), columns=8, scale=max(1, 48 // images.shape[1])).save(folder / GRID)
+        write_grid(folder / GRID, list(images), columns=8, scale=max(1, 48 // images.shape[1]))
         labels, seeds = np.array(manifest.labels[:PREVIEW], np.int64), np.array(manifest.seeds[:PREVIEW])
         write_npz(folder / PREVIEW_FILE, {"images": images, "seeds": seeds, "labels": labels})
 

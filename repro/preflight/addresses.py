@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from metrics.detectors.weights import WEIGHTS, cache_folder, ensure, locate
+from metrics.detectors.weights import WEIGHTS, cache_folder, ensure
 from metrics.files import Downloads, InputError, folder_lock
+from metrics.files.reading import files_below
 from repro.encoders import StabilityVAEEncoder, vae_folder
 from repro.missing import read_missing
 from repro.pipeline import acquire
 from repro.preflight.checks import Setting, failed, passed, skipped
-from repro.study import OUT, Networks, Study
+from repro.study import OUT, Data, Networks, Study
 from repro.study.counting import published, shape_of
 from repro.study.rates import Finding
 
@@ -54,15 +55,14 @@ def _kinds(study: Study) -> Iterator[tuple[str, Path, bool, Obtain]]:
         yield f"{about} {Path(name).name}", folder, optional, _network(name, folder)
     for key, data in study.data.items():
         folder = study.out / "data" / key
-        yield f"data {key}", folder, False, _data(data.made.prepare, folder)
+        yield f"data {key}", folder, False, _data(data, folder)
     recipes = [published(name) for item in study.networks.values() for name in item.files()[:1]]
     if any(recipe is not None and shape_of(recipe).latent for recipe in recipes):
         name = StabilityVAEEncoder.vae_name
         yield f"VAE {name}", vae_folder(name), False, lambda settings: acquire.fetch_vae(study, name, settings)
     for detector in study.evaluate.all_detectors:
         if detector in WEIGHTS:
-            path, extra = locate(detector), detector not in study.evaluate.plain
-            yield f"weights of {detector}", path.parent if path else cache_folder(), extra, _weights(detector)
+            yield f"weights of {detector}", cache_folder(), detector not in study.evaluate.plain, _weights(detector)
 
 
 def _sets(study: Study) -> dict[str, dict[str, Networks]]:
@@ -78,10 +78,9 @@ def _network(name: str, folder: Path) -> Obtain:
     return lambda settings: acquire.fetch_networks([name], folder, settings, OUT, retry=True)[0]
 
 
-def _data(prepare: Callable[[Path, Downloads], str], folder: Path) -> Obtain:
+def _data(data: Data, folder: Path) -> Obtain:
     def obtain(settings: Downloads) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        prepare(folder, settings)
+        acquire.prepare(data, folder, settings)
 
     return obtain
 
@@ -96,4 +95,4 @@ def _parameters(file: str) -> int:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(facts.st_size for facts in files_below(folder))

@@ -62,19 +62,24 @@ def check_golden(setting: Setting) -> Iterator[Finding]:
     """Golden samples and features on every device that is used."""
     devices = [torch.device("cuda", i) for i in range(setting.gpus)] if setting.device.type == "cuda" else []
     for device in [torch.device("cpu"), *devices]:
-        for what, measure, limit in (
-            ("sample", golden_sample, FLOAT16_SAMPLES if device.type == "cuda" else SAMPLES),
-            ("features", golden_features, FEATURES),
-        ):
-            about = f"{what} on {device}"
-            try:
-                error = measure(device)
-            except InputError as err:
-                yield failed(about, str(err), "install the package again")
-                continue
-            text = f"relative difference {error:.1e} (limit {limit:.0e})"
-            remedy = "no result of this device can be trusted: try another version of PyTorch or of the driver"
-            yield passed(about, text) if error < limit else failed(about, text, remedy)
+        yield from golden(device)
+
+
+def golden(device: torch.device) -> Iterator[Finding]:
+    """The same on one device."""
+    for what, measure, limit in (
+        ("sample", golden_sample, FLOAT16_SAMPLES if device.type == "cuda" else SAMPLES),
+        ("features", golden_features, FEATURES),
+    ):
+        about = f"{what} on {device}"
+        try:
+            error = measure(device)
+        except InputError as err:
+            yield failed(about, str(err), "install the package again")
+            continue
+        text = f"relative difference {error:.1e} (limit {limit:.0e})"
+        remedy = "no result of this device can be trusted: try another version of PyTorch or of the driver"
+        yield passed(about, text) if error < limit else failed(about, text, remedy)
 
 
 def float16_error(size: str, device: torch.device) -> float:

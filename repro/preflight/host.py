@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from metrics.files import atomic_write
+from metrics.files.reading import files_below
 from repro.guidance import Guided
 from repro.preflight.checks import Setting, failed, passed, skipped
 from repro.preflight.exactness import free_bytes
@@ -74,9 +75,8 @@ def _gpu(number: int) -> Finding:
 
 
 def _parameters(study: Study, guided: Guided) -> int:
-    whole = study.spelt_out(guided)
-    networks = {whole.main, *(guide for guide, _ in whole.guides)}
-    return sum(shape.count().parameters for network in networks if (shape := behind(study, str(network))))
+    networks = {*study.spelt_out(guided).networks}
+    return sum(shape.count().parameters for network in networks if (shape := behind(study, network)))
 
 
 def check_disk(setting: Setting) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def check_disk(setting: Setting) -> Iterator[Finding]:
     folder = setting.study.out
     folder.mkdir(parents=True, exist_ok=True)
     needed = MARGIN * float(cost.cost(setting.study, Rates()).total["disk_gb"])
-    free = (shutil.disk_usage(folder).free + _kept(folder)) / 1e9
+    free = (shutil.disk_usage(folder).free + sum(facts.st_size for facts in files_below(folder))) / 1e9
     text = f"{needed:,.1f} GB are needed, {free:,.1f} are free or hold what is made already"
     remedy = f"make room, put {folder.parent} on a larger disk, or set keep_images: false under shards"
     yield passed("space", text) if needed <= free else failed("space", text, remedy)
@@ -92,10 +92,6 @@ def check_disk(setting: Setting) -> Iterator[Finding]:
         text = f"{rate / 1e6:,.0f} MB a second"
         remedy = f"expected {SLOW / 1e6:.0f} or more: put {folder.parent} on a local disk"
         yield passed(about, text) if rate >= SLOW else failed(about, text, remedy)
-
-
-def _kept(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def disk_speed(folder: Path) -> tuple[float, float]:

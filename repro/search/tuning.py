@@ -7,10 +7,11 @@ from typing import Any
 from metrics import distributed
 from metrics.names import named
 from repro.guidance import Guided
-from repro.pipeline import acquire
+from repro.pipeline import acquire, pulled
 from repro.pipeline.points import Points
 from repro.pipeline.stages import STAGES, stage, study_pair
 from repro.rows import TRIALS, gather_rows, read_rows
+from repro.sampling.shards import IMAGES
 from repro.study import Generate, Study, Tuned
 from repro.trials import search
 
@@ -29,10 +30,18 @@ def run_tune(study: Study, key: str, item: Tuned, folder: Path) -> None:
     entry = Generate(item.method, item.data, item.seeds, guided)
     others = {other: it for other, it in study.tuned.items() if other != key}
     whole = replace(study, generate=study.generate | {key: entry}, tuned=others)
-    STAGES["generate"](whole, key)
-    STAGES["features"](whole, key)
+    if not _is_sampled(whole, key, entry):
+        STAGES["generate"](whole, key)
+        STAGES["features"](whole, key)
     if distributed.rank() == 0:
         STAGES["evaluate"](whole, key)
+
+
+def _is_sampled(study: Study, key: str, item: Generate) -> bool:
+    """Whether images with these settings were there, of which the features are left; no stage would miss them."""
+    if acquire.not_possible(study, item.guided) or any((study.out / "samples" / key).glob(f"*{IMAGES.suffix}")):
+        return False
+    return pulled.has_features(study, key, study_pair(study, item.guided, distributed.device()))
 
 
 def _tune(study: Study, key: str, item: Tuned, folder: Path) -> Guided:
@@ -55,7 +64,7 @@ def _tune(study: Study, key: str, item: Tuned, folder: Path) -> Guided:
     if distributed.rank() == 0:
         gather_rows(parts, folder / TRIALS)
     best, value = min(tried, key=lambda trial: trial[1])
-    distributed.print0(f"{key}: {effort.metric} {abs(value):.4g} at {_brief(item, best)}, of {len(tried)} trials")
+    distributed.print0(f"{key}: {effort.metric} {-better * value:.4g} at {_brief(item, best)}, of {len(tried)} trials")
     return best
 
 

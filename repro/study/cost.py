@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 
 from metrics.files import InputError
 from repro.guidance import Guided
 from repro.streams import parse_seeds
 from repro.study.counting import Shape, behind, count, published, shape_of, trained
-from repro.study.rates import BESIDE, PARTS, VAE_GFLOPS, Rates, Record, Sampled, Task, training_rate
+from repro.study.rates import BESIDE, PARTS, Rates, Record, Sampled, Task, training_rate
 from repro.study.schema import Generate, Part, Study, Sweep, Tuned
 from repro.training.config import TrainingConfig
 from repro.training.recipes import LABELS, Recipe
@@ -119,7 +118,8 @@ def _configuration(study: Study, key: str, item: Generate) -> Iterator[Stage]:
     """Stages `generate` and `features`."""
     number, keeps = len(item.all_seeds()), study.shards.keep_images
     sampling, features = Stage(f"generate@{key}", number), Stage(f"features@{key}")
-    (sampling if keeps else features).work.update(_sampling(study, item.guided.active, number))
+    for images in [number] if keeps else [_looked(part, item) for part in study.evaluate.parts]:
+        (sampling if keeps else features).work.update(_sampling(study, item.guided.active, images))
     looked = [(name, _looked(part, item)) for part in study.evaluate.parts for name in part.evaluate.plain]
     features.disk_gb = sum(FEATURE_BYTES.get(name, 0) * images for name, images in looked) / 1e9
     if main := behind(study, item.guided.main):
@@ -176,7 +176,7 @@ def _sampling(study: Study, guided: Guided, images: int) -> Mapping[Task, int]:
     pair = Sampled(main, guide, guided, tuple(shapes[1:]))
     alone = Sampled(main, None, replace(guided, guidance=1.0).active)
     first, last = guided.interval or (0, study.sampler.num_steps - 1)
-    guiding = 0 if guide is None else min(2 * (last - first + 1), evaluations)
+    guiding = 0 if guide is None else 2 * (last - first + 1) - (last == study.sampler.num_steps - 1)
     amounts = {Task("vae", _pixels(main), (main.side, main.image_channels)): images} if main.latent else {}
     for sampled, number in ((alone, evaluations - guiding), (pair, guiding)):
         if number:
@@ -205,13 +205,6 @@ def _published(file: str) -> Shape | None:
 
 def _gigabytes(shape: Shape | None) -> float:
     return 0.0 if shape is None else shape.count().parameters * 2 / 1e9
-
-
-def tflops_per_image(main: Recipe, guide: Recipe | None = None, steps: int = 32, guided_steps: float = np.inf) -> float:
-    """Arithmetic of one image, VAE included, in Tflops; the guide is evaluated in `guided_steps` of the steps only."""
-    evaluations = 2 * steps - 1
-    guiding = 0 if guide is None else min(2 * guided_steps, evaluations) * shape_of(guide).count().gflops
-    return (evaluations * shape_of(main).count().gflops + guiding + VAE_GFLOPS * (main.resolution == 512)) / 1e3
 
 
 def training(config: TrainingConfig, recipe: Recipe) -> dict[str, float]:
@@ -271,10 +264,10 @@ def summary(found: Cost, price: float | None = None, count: int = 1, of: str = "
     return lines
 
 
-def check_number(name: str, value: float | None, least: float = 0.0) -> None:
-    """Raise InputError unless an option is a finite number above `least`, or not given."""
-    if value is not None and not least < value < math.inf:
-        raise InputError(f"{name} is {value}, expected a finite number above {least:g}")
+def check_number(name: str, value: float | None) -> None:
+    """Raise InputError unless an option is a finite number above 0, or not given."""
+    if value is not None and not 0 < value < math.inf:
+        raise InputError(f"{name} is {value}, expected a finite number above 0")
 
 
 def brief(study: Study) -> str:

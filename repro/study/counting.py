@@ -80,11 +80,6 @@ def count(
     return Count(parameters, gflops + NORMALIZE * parameters / 1e9)
 
 
-def count_published(recipe: Recipe) -> Count:
-    """The same of a published architecture."""
-    return shape_of(recipe).count()
-
-
 def counted_gflops(network: torch.nn.Module, *arguments: torch.Tensor | None) -> float:
     """Multiply-additions of all convolutions and matrix products in one call, in units of 1e9."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

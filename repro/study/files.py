@@ -63,6 +63,7 @@ def purpose(name: str) -> str:
 def new(name: str, source: str = "mine") -> Path:
     """Write the study `name`, a copy of `source` with its name in the place of that one's; returns its file.
 
+    Only a study whose ids carry its name has a copy with ids of its own.
     Raises InputError, and leaves nothing, where there is one of that name, or stages would be shared with another.
     """
     target, template = STUDIES / f"{name}.yaml", study_path(source)
@@ -71,7 +72,7 @@ def new(name: str, source: str = "mine") -> Path:
     if target.exists():
         raise InputError(f"{target}: is there already; choose another name")
     read_yaml(template)  # which refuses what no text can be read from
-    old = "<name>" if source == "mine" else rf"(?<![\w-]){re.escape(source)}(?!\w)"
+    old = "<name>" if source == "mine" else rf"(?<!kind: )(?<![\w-]){re.escape(source)}(?!\w)"
     text = re.sub(old, name, template.read_text(encoding="utf-8"))
     _check_apart(name, _study(parse_yaml(text, f"{target}: "), target).ids())
     write_text(target, text)
@@ -80,12 +81,20 @@ def new(name: str, source: str = "mine") -> Path:
 
 def _check_apart(name: str, ids: set[str]) -> None:
     """Raise InputError where the study `name` shares some of its stages' ids with another, as dvc.lock would."""
-    for other in available():
-        shared = set() if other == name else load(STUDIES / f"{other}.yaml").ids() & ids
-        if shared:
+    for other, study in readable().items():
+        if other != name and (shared := study.ids() & ids):
             raise InputError(
                 f"{STUDIES / f'{name}.yaml'}: stage {min(shared)} also occurs in {other}; ids must carry their study"
             )
+
+
+def readable() -> dict[str, Study]:
+    """The studies in studies/ by name, without those that cannot be read, which then cannot run either."""
+    found = dict[str, Study]()
+    for name in available():
+        with contextlib.suppress(InputError):
+            found[name] = load(STUDIES / f"{name}.yaml")
+    return found
 
 
 def study_path(name: str) -> Path:
@@ -111,9 +120,9 @@ def use(name: str, force: bool = False) -> list[str]:
     after, before = load(target).ids(), set[str]()
     _check_apart(name, after)
     if PARAMS.exists():
-        if not force and PARAMS.read_text() not in [path.read_text() for path in STUDIES.glob("*.yaml")]:
+        if not force and PARAMS.read_bytes() not in [path.read_bytes() for path in STUDIES.glob("*.yaml")]:
             raise InputError(f"{PARAMS} has edits that no file in {STUDIES}/ holds; save them there or pass --force")
         with contextlib.suppress(InputError):
             before = load(PARAMS).ids()
-    write_text(PARAMS, target.read_text())
+    write_text(PARAMS, target.read_text(encoding="utf-8"))
     return [f"+ {key}" for key in sorted(after - before)] + [f"- {key}" for key in sorted(before - after)]

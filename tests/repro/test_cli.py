@@ -97,10 +97,23 @@ def test_the_active_study_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     assert "* default" in capsys.readouterr().out
 
 
-def test_a_quick_look_makes_a_shard_and_a_grid(golden: Path, tmp_path: Path) -> None:
+def test_a_quick_look_makes_a_shard_and_a_grid(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     networks = ["--main", str(golden / "main.pkl"), "--guide", str(golden / "guide.pkl"), "--guidance", "2"]
-    run("generate", *networks, "--seeds", "0-3", "--steps", "2", "--batch-size", "4", "--out", str(tmp_path))
+    options = ["--seeds", "0-3", "--steps", "2", "--batch-size", "4"]
+    run("generate", *networks, *options, "--out", str(tmp_path))
     assert {path.name for path in tmp_path.glob("[!.]*")} == {"000000-000003.zip", "grid.png"}
+    run("generate", *networks, *options, "--out", str(tmp_path))  # over a grid of its own
+    other = tmp_path / "other" / "grid.png"
+    other.parent.mkdir()
+    other.write_text("somebody else's")
+    run("generate", *networks, *options, "--out", str(other.parent), code=2)
+    assert "grid.png: is there already, with no shards beside it" in capsys.readouterr().err
+    assert other.read_text() == "somebody else's"
+    run("generate", *networks, *options, "--interval", "x", "--out", str(tmp_path), code=2)
+    assert "--interval 'x'" in (said := capsys.readouterr().err)
+    assert "expected FIRST-LAST" in said
 
 
 def test_what_lies_on_the_disk_is_said_and_removed_by_kind(

@@ -4,14 +4,16 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from metrics.files import Downloads, InputError, read_lock, transfers
 from repro import snapshots
+from repro.data.digits import Digits
 from repro.missing import read_missing
 from repro.pipeline import acquire
 from repro.pipeline.acquire import everything, fetch_networks, networks
@@ -187,6 +189,24 @@ def test_fetching_ahead_goes_through_everything_and_says_what_failed(
     assert f"/{gone} gave 404 on" in absent[0]
     assert len(failures) == 2
     assert any("403" in failure for failure in failures)
+
+
+@dataclass(frozen=True)
+class Picky(Digits):
+    """A kind of data that expects its folder, as the one in docs/extending.md does."""
+
+    def prepare(self, folder: Path, downloads: Downloads) -> str:
+        (folder / "images").mkdir(exist_ok=True)
+        return super().prepare(folder, downloads)
+
+
+@pytest.mark.parametrize("made", [Picky(), Digits()])
+def test_a_kind_of_data_finds_its_folder_and_an_empty_one_does_not_stay(
+    made: Digits, downloads: Downloads, tmp_path: Path
+) -> None:
+    data: Any = SimpleNamespace(made=made)
+    acquire.prepare(data, tmp_path / "data" / "x", downloads)
+    assert (tmp_path / "data" / "x").exists() == isinstance(made, Picky)
 
 
 def test_only_files_named_as_ours_are_cleared_away(tmp_path: Path) -> None:

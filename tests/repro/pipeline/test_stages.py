@@ -22,7 +22,7 @@ from metrics.files import InputError, transfers
 from repro import ema, snapshots
 from repro import report as reporting
 from repro import study as studies
-from repro.pipeline import acquire, looking, points, stages
+from repro.pipeline import acquire, cleaning, looking, points, stages
 from repro.sampling import batches, features, shards
 from repro.strict import build
 from repro.study import Claim, Study
@@ -239,11 +239,11 @@ def test_an_interrupted_curve_keeps_its_shards(first: Study, monkeypatch: pytest
     shutil.rmtree(first.out / "results")
     real, asked = batches.sample_batch, []
 
-    def interrupted(pair: Any, seeds: Any) -> Any:
-        asked.append(seeds)
+    def interrupted(*given: Any) -> Any:
+        asked.append(given)
         if len(asked) == 6:  # of 3 per point, in 2 shards
             raise KeyboardInterrupt
-        return real(pair, seeds)
+        return real(*given)
 
     monkeypatch.setattr(batches, "sample_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -558,6 +558,15 @@ def test_an_extra_detector_looks_at_few_images_and_at_no_curve(
     measure(bare, "unguided")
     for name, x in looked.items():  # in other batches, whose products some processors round otherwise
         np.testing.assert_allclose(features.read(kept / name).features[EXTRA["extra"]], x, rtol=1e-5, atol=1e-5)
+    # Of other settings they are set aside beside the configuration's folder, which DVC keeps, and can be cleared away.
+    other = replace(bare, sampler=replace(bare.sampler, num_steps=5))
+    stages.run_generate(other, "unguided")
+    stages.run_features(other, "unguided")
+    (aside,) = (path for path in (more.out / "features").glob("unguided.*") if path.is_dir())
+    assert {path.name for path in (aside / EXTRA["extra"]).iterdir()} == looked.keys()
+    assert {path.name for path in kept.parent.iterdir() if path.is_dir()} == {EXTRA["extra"]}
+    cleaning.clean(["aside"])
+    assert not aside.exists()
 
 
 def test_a_study_goes_on_without_an_extra_detector_whose_weights_cannot_be_had(

@@ -301,13 +301,18 @@ def test_a_vae_is_measured_and_needs_diffusers(setting: Setting, monkeypatch: py
 
 
 def test_weights_that_are_damaged(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"a broken download")
-    monkeypatch.setenv("REPRO_WEIGHTS", str(tmp_path))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "pt_inception-2015-12-05-6726825d.pth").write_bytes(b"a broken download")
+    monkeypatch.setenv("REPRO_WEIGHTS", str(weights))
     setting.study = small_study(evaluate={"detectors": ["inception"], "metrics": ["fd"]}, claims=[])
     setting.deadline = time.monotonic() + 60
     (found,) = _answered("features", speeds.SPEEDS["features"], setting)
     assert isinstance(found, Finding)
     assert (found.status, "sha256 is" in found.text) == ("fail", True)
+    assert findings(addresses.check_addresses, setting)["weights of inception"].status == "fail"
+    assert len([*weights.iterdir()]) == 1  # which may be a folder that nobody can write to
+    assert not Path(f"{weights}.lock").exists()
 
 
 def test_weights_that_are_missing_are_said(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

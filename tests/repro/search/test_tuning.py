@@ -122,6 +122,14 @@ def test_a_tuned_configuration_is_that_of_its_best_trial(
     for key in ENTRIES:
         run_tune(asked, key)
     pd.testing.assert_frame_equal(measures.trials(asked), found)
+    # Nor where the images are gone and what was measured of them stands.
+    before = read_rows(measures.result_file(asked, "weight"))
+    for path in (asked.out / "samples" / "weight").glob("*.zip"):
+        path.unlink()
+    measures.result_file(asked, "weight").unlink()
+    run_tune(asked, "weight")
+    again = read_rows(measures.result_file(asked, "weight"))
+    pd.testing.assert_frame_equal(again.drop(columns="commit"), before.drop(columns="commit"))
 
 
 def test_without_its_guide_a_tuned_configuration_is_not_possible_and_nothing_of_it_stays(

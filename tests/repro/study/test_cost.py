@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from repro.guidance import Guided
 from repro.strict import build
 from repro.study import Study, cost, files
-from repro.study.cost import Stage, tflops_per_image
-from repro.study.counting import behind, count_published, counted_gflops, published, trained
-from repro.study.rates import THROUGHPUT, Rates, Record, Sampled, Task, seconds_per_image
+from repro.study.cost import Stage
+from repro.study.counting import behind, counted_gflops, published, shape_of, trained
+from repro.study.rates import THROUGHPUT, VAE_GFLOPS, Rates, Record, Sampled, Task, seconds_per_image
 from repro.training.recipes import RECIPES, Recipe
 from tests.hostile import materials
 
@@ -35,7 +36,7 @@ S, XS, M, XXL = (RECIPES[f"edm2-img512-{size}"] for size in ("s", "xs", "m", "xx
 @pytest.mark.parametrize(("resolution", "size"), PUBLISHED)
 def test_architectures_have_the_published_size(resolution: int, size: str) -> None:
     mparams, gflops = PUBLISHED[(resolution, size)]
-    found = count_published(RECIPES[f"edm2-img{resolution}-{size}"])
+    found = shape_of(RECIPES[f"edm2-img{resolution}-{size}"]).count()
     assert round(found.parameters / 1e6, 1) == mparams
     assert found.gflops == pytest.approx(gflops, rel=0.01)
 
@@ -50,13 +51,33 @@ def test_convolutions_and_matrix_products_are_counted_once_per_multiply_add() ->
     ("main", "guides", "tflops"), [(S, [XS], 10.57), (XXL, [M], 47.4), (S, [], 7.70), (XS, [XS], 6.99)]
 )
 def test_sampling_costs_what_is_published(main: Recipe, guides: list[Recipe], tflops: float) -> None:
-    assert tflops_per_image(main, *guides) == pytest.approx(tflops, rel=0.01)
+    guide = shape_of(guides[0]) if guides else None
+    pair = Sampled(shape_of(main), guide, Guided("main", "guide", 2.0))
+    assert (63 * pair.gflops + VAE_GFLOPS) / 1e3 == pytest.approx(tflops, rel=0.01)
 
 
-def test_a_guide_costs_nothing_outside_its_interval() -> None:
-    whole, none = tflops_per_image(S, XS), tflops_per_image(S)
-    part = tflops_per_image(S, XS, guided_steps=7)
-    assert part - none == pytest.approx(14 / 63 * (whole - none))
+@pytest.mark.parametrize(("interval", "guiding"), [((17, 23), 14), ((31, 31), 1), ((25, 31), 13), (None, 63)])
+def test_a_guide_costs_nothing_outside_its_interval(interval: tuple[int, int] | None, guiding: int) -> None:
+    """Every step has two evaluations, the last one of 32 one."""
+    study = load("smoke512")
+    guided = replace(study.generate["smoke512-autoguidance-fid"].guided, interval=interval)
+    amounts = cost._sampling(study, guided, 10)
+    found = {task.subject: count for task, count in amounts.items() if task.part == "sampling"}
+    assert found["img512-s + img512-xs"] == 10 * guiding
+    assert sum(found.values()) == 630
+
+
+def test_without_images_those_of_an_extra_detector_are_sampled_once_more() -> None:
+    study = load("default")
+    item = study.generate["digits-unguided"]
+    amounts = []
+    for keeps in (True, False):
+        shards = replace(study.shards, keep_images=keeps)
+        stages = cost._configuration(replace(study, shards=shards), "digits-unguided", item)
+        work = [(task.part, amount) for stage in stages for task, amount in stage.work.items()]
+        amounts.append(sum(amount for part, amount in work if part == "sampling"))
+    images = len(item.all_seeds())
+    assert amounts == [19 * images, 19 * (images + 1024)]  # ten steps of Heun's method
 
 
 def test_estimated_throughput_is_the_published_one() -> None:
@@ -70,7 +91,7 @@ def test_names_of_published_files_are_understood() -> None:
     assert published("edm2-img64-xl-0671088-0.040.safetensors") == RECIPES["edm2-img64-xl"]
     assert published("digits-main-0000040-0.100.safetensors") is None
     assert published("model.json") is None
-    assert count_published(replace(XS, conditional=False)).parameters < count_published(XS).parameters
+    assert shape_of(replace(XS, conditional=False)).count().parameters < shape_of(XS).count().parameters
 
 
 @cache
@@ -107,7 +128,7 @@ def test_what_an_image_takes_is_that_of_its_parts() -> None:
         f"features dinov2, {image}": 48,
     }
     hours = found.stages.set_index("stage")["gpu_hours"]
-    seconds = seconds_per_image(63 * sum(count_published(x).gflops for x in (S, XS)) / 1e3, True, True)
+    seconds = seconds_per_image(63 * sum(shape_of(x).count().gflops for x in (S, XS)) / 1e3, True, True)
     assert hours["generate@smoke512-autoguidance-fid"] * 3600 == pytest.approx(48 * seconds)
 
 
@@ -136,8 +157,8 @@ def test_training_of_a_study_s_own_networks_counts() -> None:
     assert hours["train@cifar10-main-run"] / hours["train@cifar10-small-run"] == pytest.approx(ratio)
     assert behind(study, "cifar10-guide/x") == small
     sampled = Task("sampling", "x", Sampled(main, None, study.generate["cifar10-unguided"].guided))
-    xs = seconds_per_image(63 * count_published(XS).gflops / 1e3, False, False) / 63  # of arithmetic as fast as this
-    expected = xs * main.count().gflops / count_published(XS).gflops
+    xs = seconds_per_image(63 * shape_of(XS).count().gflops / 1e3, False, False) / 63  # of arithmetic as fast as this
+    expected = xs * main.count().gflops / shape_of(XS).count().gflops
     assert 1 / Rates().of_task(sampled)[0] == pytest.approx(expected, rel=0.02)
 
 

@@ -10,6 +10,7 @@ import yaml
 from metrics.files import InputError
 from repro import __main__ as command_line
 from repro import study as studies
+from repro.pipeline import looking
 
 ROOT = Path(__file__).resolve().parents[3]
 DEFAULT = ROOT / "studies" / "default.yaml"
@@ -179,6 +180,18 @@ def test_use_refuses_studies_that_would_overwrite_each_other(project: Path) -> N
         studies.use("twin")
 
 
+def test_a_study_that_cannot_be_read_is_in_nobody_s_way(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "studies" / "broken.yaml").write_text("a: [")
+    studies.use("other")
+    assert studies.load().study == "other"
+    assert [looking.find(key).study for key in ("digits-cfg", "other-cfg")] == ["default", "other"]
+    studies.PARAMS.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="--force"):
+        studies.use("other")
+    command_line.cli.main(["study", "list"], standalone_mode=False)
+    assert "cannot be read" in capsys.readouterr().out
+
+
 def test_use_names_the_nearest_study(project: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'default'"):
         studies.use("defualt")
@@ -192,6 +205,10 @@ def test_a_new_study_carries_its_own_name(project: Path) -> None:
     again = studies.load(studies.new("places", "faces"))
     assert again.study == "places"
     assert all("places" in key for key in again.generate)
+    (project / "studies" / "cifar10.yaml").write_text((ROOT / "studies" / "cifar10.yaml").read_text())
+    copied = studies.load(studies.new("small", "cifar10"))
+    assert {data.kind for data in copied.data.values()} == {"cifar10"}
+    assert all(key.startswith("small-") for key in copied.generate)
     studies.use("places")
 
 
