@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -129,14 +130,18 @@ def test_a_bad_container_is_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_an_entry_gives_no_more_than_it_states(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "x.zip", {"a.png": bytes(2**20)})
-    content, stated = path.read_bytes(), struct.pack("<I", 2**20)
+    path = zipped(tmp_path / "x.zip", {"a.png": bytes(2**26)})
+    content, stated = path.read_bytes(), struct.pack("<I", 2**26)
     assert content.count(stated) == 2  # before the entry, and in the directory at the end
     path.write_bytes(content.replace(stated, struct.pack("<I", 100)))
     with zipfile.ZipFile(path) as archive:
         assert archive.getinfo("a.png").file_size == 100
+        tracemalloc.start()
         with pytest.raises(zipfile.BadZipFile, match="CRC"):
             read_entry(archive, "a.png")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 2**20
 
 
 def test_a_record_of_classes_that_is_too_large_is_not_read(tmp_path: Path) -> None:
