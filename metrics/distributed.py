@@ -47,7 +47,12 @@ def init() -> None:
 
 
 def _leave() -> None:
-    """End gloo's threads before Python ends, which they might otherwise abort (PyTorch's issue 190489)."""
+    """End gloo's threads before Python ends, which they might otherwise abort (PyTorch's issue 190489).
+
+    The others are told first, since it may wait for them.
+    """
+    if _peers is not None:
+        _peers.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
 
