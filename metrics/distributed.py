@@ -40,10 +40,10 @@ def init() -> None:
     if world > 1:
         patience = float(machine().patience or PATIENCE)
         _peers = Peers(dist.PrefixStore("peers", store), number, world, patience, LIMIT.total_seconds())
+    atexit.register(_leave)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=world, timeout=LIMIT)
-    atexit.register(_leave)
 
 
 def _leave() -> None:

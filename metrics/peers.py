@@ -1,6 +1,5 @@
 """The processes of a group, which watch over each other: none waits for ever for one that was killed or hangs."""
 
-import atexit
 import os
 import socket
 import sys
@@ -45,7 +44,6 @@ class Peers:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=[store.clone()], name="peers", daemon=True)
         self._thread.start()
-        atexit.register(self.leave)
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
@@ -72,7 +70,7 @@ class Peers:
             self._meeting = False
 
     def leave(self) -> None:
-        """Say that this process ends."""
+        """Say that this process ends, and watch the others no more."""
         if os.getpid() == self._pid and not self._ended.is_set():
             self._ended.set()
             self._thread.join(2 * BEAT)
