@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metrics.errors import InputError, explained, one_line
-from metrics.files.reading import Inert, RestrictedUnpickler, check_archive, check_file, checked_opcodes
+from metrics.files.reading import Inert, RestrictedUnpickler, check_archive, check_file, checked_opcodes, read_entry
 
 STORAGES = {  # torch.FloatStorage: torch.float
     **{x: getattr(torch, x.lower()) for x in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Bool")},
@@ -101,7 +101,7 @@ class _TorchScriptUnpickler(RestrictedUnpickler):
     """Reads data.pkl of a TorchScript archive: modules become `Inert`, storages come from the zip, once each."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, source: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")), _TORCHSCRIPT_GLOBALS, source)
+        super().__init__(io.BytesIO(read_entry(archive, f"{root}data.pkl")), _TORCHSCRIPT_GLOBALS, source)
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 
@@ -111,7 +111,7 @@ class _TorchScriptUnpickler(RestrictedUnpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         _, kind, key, _, numel = pid
         if key not in self.storages:
-            dtype, data = STORAGES[kind], self.archive.read(f"{self.root}data/{key}")
+            dtype, data = STORAGES[kind], read_entry(self.archive, f"{self.root}data/{key}")
             if len(data) != numel * dtype.itemsize:
                 raise InputError(f"{self.source}: storage {key} has {len(data)} bytes, expected {numel} of {dtype}")
             self.storages[key] = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
