@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from metrics import command_line, distributed
 from metrics.documents import parse_yaml
-from metrics.files import InputError, explained, nearest, on_one_line
+from metrics.files import InputError, nearest, on_one_line
 from metrics.registry import load_plugins
 
 with command_line.imports("repro"):  # it needs the extra `pipeline`
@@ -166,8 +166,7 @@ def generate_command(
     """A quick look: sample SEEDS into zips of PNGs and a grid. Run under torchrun for several GPUs."""
     distributed.init()
     where, members = distributed.device(device), studies.parse_seeds(seeds)
-    with explained(f"--interval '{interval}'", "expected FIRST-LAST", (ValueError,)):
-        steps_guided = None if interval is None else [int(step) for step in interval.split("-")]
+    chosen = None if interval is None else studies.parse_seeds(interval, "--interval")
     if os.path.lexists(out / "grid.png") and not any(out.glob(f"*{IMAGES.suffix}")):
         raise InputError(f"{out / 'grid.png'}: is there already, with no shards beside it; name another folder")
     networks = _networks(preset, main, guide or (main if degrade else None), guidance)
@@ -175,7 +174,7 @@ def generate_command(
         Guided,
         networks
         | {"rule": rule, "ramp": ramp, "other_guides": [_other_guide(text) for text in others]}
-        | {"interval": steps_guided, "rule_settings": settings(rule_settings)}
+        | {"interval": None if chosen is None else (chosen[0], chosen[-1]), "rule_settings": settings(rule_settings)}
         | {"guide_degradations": settings(degrade), "main_degradations": settings(degrade_main)},
     )
     said: dict[str, Any] = {"num_steps": steps, "batch_size": batch, "sigma_min": sigma_min, "sigma_max": sigma_max}

@@ -63,12 +63,12 @@ class SeedStreams:
         return torch.stack([draw(size=size[1:], generator=g, device=self.device, **options) for g in self.generators])
 
 
-def parse_seeds(block: str) -> range:
-    """`first-last` (inclusive) or a single seed -> range."""
+def parse_seeds(block: str, what: str = "seeds") -> range:
+    """`first-last` (inclusive) or a single number -> range; InputErrors say `what` it is."""
     match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", str(block))
     if not match:
-        raise InputError(f"seeds '{block}': expected first-last, such as 0-1023")
+        raise InputError(f"{what} '{block}': expected first-last, such as 0-1023")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < first + 10**7:
-        raise InputError(f"seeds '{block}': the last seed comes before the first, or ten million after it")
+        raise InputError(f"{what} '{block}': the last seed comes before the first, or ten million after it")
     return range(first, last + 1)

@@ -113,7 +113,8 @@ def test_a_quick_look_makes_a_shard_and_a_grid(
     assert other.read_text() == "somebody else's"
     run("generate", *networks, *options, "--interval", "x", "--out", str(tmp_path), code=2)
     assert "--interval 'x'" in (said := capsys.readouterr().err)
-    assert "expected FIRST-LAST" in said
+    assert "expected first-last" in said
+    run("generate", *networks, *options, "--interval", "1", "--out", str(tmp_path / "one step"))
 
 
 def test_what_lies_on_the_disk_is_said_and_removed_by_kind(
