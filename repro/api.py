@@ -1,7 +1,6 @@
 """Sampling in Python, a line each: `import repro`, then `repro.load`, `repro.sample`, `repro.grid`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +80,8 @@ def sample(
     guides = [] if guide is None or guided.guide is None else [(guide, "main" if guide is main else "guide")]
     pair = pair_of(configuration, where, (main, "main"), *guides)
     of_seeds = {seed: number for seed, number in zip(numbers, classes, strict=True) if number is not None}
-    for number in set(of_seeds.values()):
-        replace(pair, configuration=replace(configuration, only_class=number))  # which checks it
+    for number in of_seeds.values():
+        pair.check_class(number)
     made: dict[int, NDArray[np.uint8]] = {}
     with progress("sampling", total=len(numbers), hidden=not show) as bar:
         for members, images, _ in sample_images(pair, numbers, of_seeds):

@@ -85,8 +85,9 @@ def from_diffusers(
     if "beta_schedule" not in scheduler and "trained_betas" not in scheduler:
         raise InputError(f"{where}: scheduler {scheduler.get('_class_name')} has no betas; expected one that has")
     betas = {name: scheduler[name] for name in BETAS if scheduler.get(name) is not None}
-    if type(steps := betas.get(BETAS[0], 1000)) is not int or not 1 < steps <= MOST_STEPS:
-        raise InputError(f"{where}: the scheduler's {BETAS[0]} is {steps!r}, expected 2 to {MOST_STEPS}")
+    steps = betas.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 < steps <= MOST_STEPS:
+        raise InputError(f"{where}: the scheduler's num_train_timesteps is {steps!r}, expected 2 to {MOST_STEPS}")
     with explained(f"{where}: the scheduler's betas are not understood"):
         alphas_cumprod = diffusers.DDIMScheduler(**betas).alphas_cumprod
 

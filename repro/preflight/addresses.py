@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from metrics.detectors.weights import WEIGHTS, cache_folder, ensure
@@ -11,7 +12,7 @@ from repro.encoders import StabilityVAEEncoder, vae_folder
 from repro.missing import read_missing
 from repro.pipeline import acquire
 from repro.preflight.checks import Setting, failed, passed, skipped
-from repro.study import OUT, Data, Networks, Study
+from repro.study import OUT, Networks, Study
 from repro.study.counting import published, shape_of
 from repro.study.rates import Finding
 
@@ -55,7 +56,7 @@ def _kinds(study: Study) -> Iterator[tuple[str, Path, bool, Obtain]]:
         yield f"{about} {Path(name).name}", folder, optional, _network(name, folder)
     for key, data in study.data.items():
         folder = study.out / "data" / key
-        yield f"data {key}", folder, False, _data(data, folder)
+        yield f"data {key}", folder, False, partial(acquire.prepare, data, folder)
     recipes = [published(name) for item in study.networks.values() for name in item.files()[:1]]
     if any(recipe is not None and shape_of(recipe).latent for recipe in recipes):
         name = StabilityVAEEncoder.vae_name
@@ -76,13 +77,6 @@ def _sets(study: Study) -> dict[str, dict[str, Networks]]:
 
 def _network(name: str, folder: Path) -> Obtain:
     return lambda settings: acquire.fetch_networks([name], folder, settings, OUT, retry=True)[0]
-
-
-def _data(data: Data, folder: Path) -> Obtain:
-    def obtain(settings: Downloads) -> None:
-        acquire.prepare(data, folder, settings)
-
-    return obtain
 
 
 def _weights(detector: str) -> Obtain:

@@ -134,12 +134,18 @@ class Pair:
     device: torch.device
 
     def __post_init__(self) -> None:
-        guided, number, count = self.configuration.guided, self.configuration.only_class, self.main.label_dim
-        if number is not None and not 0 <= number < count:
-            raise InputError(f"{guided.main}: class {number}, the network has {count} classes")
+        guided = self.configuration.guided
+        if self.configuration.only_class is not None:
+            self.check_class(self.configuration.only_class)
         _check_levels(self.configuration.solver.of(self.main), self.main, guided.main)
         for guide, (name, _) in zip(self.guides, guided.guides, strict=False):
             _check_levels(self.configuration.solver.of(self.main), guide, str(name))
+
+    def check_class(self, number: int) -> None:
+        """Raise InputError for a class that the main network has not."""
+        name, count = self.configuration.guided.main, self.main.label_dim
+        if not 0 <= number < count:
+            raise InputError(f"{name}: class {number}, the network has {count} classes")
 
     @property
     def guides(self) -> list[Denoiser]:
