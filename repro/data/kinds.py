@@ -126,9 +126,10 @@ class ImageKind(Kind):
             images = images.subset(settings.num_images, seed=0)
         loaded = {name: load(name, device=distributed.device()) for name in detectors}
         order = np.random.default_rng(0).permutation(len(images))
-        cache = target / "cache"  # chunks of an unfinished extraction
+        cache = target / "cache"  # chunks of an unfinished extraction, those of other numerics apart
+        chunks = cache / "-".join(map(str, numerics("features").values()))
         write_reference(
-            target, loaded, images.digest, images.labels, lambda: features.extract(images, loaded, cache), order
+            target, loaded, images.digest, images.labels, lambda: features.extract(images, loaded, chunks), order
         )
         if distributed.rank() == 0:
             shutil.rmtree(cache, ignore_errors=True)

@@ -111,6 +111,24 @@ def test_what_is_measured_is_not_measured_again_unless_images_classes_or_numeric
     assert list(new.features) == ["thumbnails"]
 
 
+def test_chunks_of_an_interrupted_extraction_count_for_the_same_numerics_only(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    seen = Thumbnails.seen
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds, "write_reference", lambda *given: [given[4](), interrupted()])  # behind the last chunk
+        with pytest.raises(KeyboardInterrupt):
+            measure(archive, "thumbnails")
+    assert Thumbnails.seen == seen + COUNT
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds, "numerics", lambda _: {"numerics": 2})
+        measure(archive, "thumbnails")
+    assert Thumbnails.seen == seen + 2 * COUNT
+
+
 def test_a_number_of_images_is_a_fair_sample_that_is_told_from_all(archive: Path) -> None:
     folder = measure(archive, "thumbnails")
     whole, every, seen = references.load(folder / REFERENCE), features.read(folder / FEATURES), Thumbnails.seen
