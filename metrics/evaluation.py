@@ -68,6 +68,8 @@ class Extractor:
         Takes `num` images, at random when a seed is given, else the first in sorted order; of features, which need no
         image for it, the same ones.
         """
+        if seed is not None and num is None:
+            raise InputError(f"seed is {seed} without num, expected both: it draws so many images at random")
         if isinstance(source, Reference):
             if num is not None:
                 raise InputError(f"{source.source}: a subset is taken of images or files, not of what was read before")

@@ -191,6 +191,10 @@ IMPOSSIBLE: dict[str, tuple[Case, str]] = {
         lambda t: [*evaluate(feature_file(t / "f.npz")[0], ref=statistics_file(t / "r.npz")), "--num", "31"],
         "holds 30 images, so 31 cannot be taken",
     ),
+    "a seed without a number": (
+        lambda t: [*evaluate(folder(t / "a"), ref=statistics_file(t / "r.npz")), "--seed", "1"],
+        "seed is 1 without num, expected both",
+    ),
     "a set of one image, behind a sound one": (
         lambda t: evaluate(folder(t / "a"), folder(t / "b", 1), ref=statistics_file(t / "r.npz")),
         "at least 2 images, found 1",
