@@ -104,7 +104,8 @@ def _keep(setting: Setting, name: str, found: Sequence[Finding | Measured]) -> N
     record = setting.record
     findings = [each for each in found if isinstance(each, Finding)]
     rates = {(rate.part, rate.subject): rate for rate in record.rates}
-    rates |= {(rate.part, rate.subject): rate for rate in found if isinstance(rate, Measured)}
+    measured = [replace(rate, date=record.date) for rate in found if isinstance(rate, Measured)]
+    rates |= {(rate.part, rate.subject): rate for rate in measured}
     setting.record = replace(record, checks=record.checks | {name: findings}, rates=list(rates.values()))
     write_json(setting.study.out / RECORD, asdict(setting.record))
 

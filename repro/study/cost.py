@@ -244,7 +244,9 @@ def show(study: Study, found: Cost, record: Record, price: float | None = None) 
         lines.append(f"{label:46}{_many(row['amount']):>9}{rate:>11}{row['hours']:>9,.2f}")
     lines.append("")
     if (found.parts["origin"] == "measured").any():
-        lines += textwrap.wrap(f"* measured on {record.machine}, {record.date}", WIDTH, subsequent_indent="  ")
+        dates = sorted({rate.date or record.date for rate in record.rates})
+        days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+        lines += textwrap.wrap(f"* measured on {record.machine}, {days}", WIDTH, subsequent_indent="  ")
     if (found.parts["origin"] != "measured").any():
         lines.append("  published or (?) assumed of one A100; `repro preflight` measures")
     return "\n".join([*lines, *summary(found, price)])

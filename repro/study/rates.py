@@ -116,6 +116,8 @@ class Measured:
     per_second: float
     #: How, where not as the study has it.
     note: str = ""
+    #: When.
+    date: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Record:
     study: str
     #: What it ran on.
     machine: str = ""
+    #: Of the last check.
     date: str = ""
     checks: dict[str, list[Finding]] = field(default_factory=dict)
     rates: list[Measured] = field(default_factory=list)

@@ -83,7 +83,7 @@ def test_parts_add_up(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None
     record, healthy = run({"b": sound}, setting, lambda _: None)
     assert healthy
     assert {name: [f.status for f in found] for name, found in record.checks.items()} == {"a": ["pass"], "b": ["pass"]}
-    assert record.rates == [Measured("training", "mini-main", 50.0)]
+    assert [replace(rate, date="") for rate in record.rates] == [Measured("training", "mini-main", 50.0)]
     monkeypatch.setattr("repro.preflight.checks.environment", lambda _: {"device": "another", "versions": "y"})
     record, _ = run({"b": unsound}, setting, lambda _: None)
     assert list(record.checks) == ["b"]  # another machine's checks and rates do not count here
@@ -100,6 +100,17 @@ def test_a_record_that_cannot_be_read_is_refused(setting: Setting) -> None:
     path.write_text(json.dumps({"study": "mini", "rates": [{"part": "vae", "subject": "x", "per_second": 0.0}]}))
     with pytest.raises(InputError, match="a rate is not above 0"):
         read_record(setting.study)
+
+
+def test_a_rate_that_is_kept_keeps_its_date(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another(_: Setting) -> Iterator[Measured]:
+        yield Measured("sampling", "mini-main", 5.0)
+
+    for check, date in ((sound, "2026-01-02 03:04"), (another, "2026-02-03 04:05")):
+        monkeypatch.setattr("repro.preflight.checks.time.strftime", lambda _, date=date: date)
+        record, _ = run({check.__name__: check}, setting, lambda _: None)
+    shown = cost.show(setting.study, cost.cost(setting.study, Rates.of(record)), record).replace("\n  ", " ")
+    assert f"* measured on {record.machine}, 2026-01-02 03:04 to 2026-02-03 04:05" in shown
 
 
 def test_a_slow_rate_is_read_as_it_was_written(setting: Setting) -> None:
