@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from scipy.optimize import direct
-
 from metrics.files import InputError, nearest
 from metrics.names import named
 from repro.degradations import DEGRADATIONS
@@ -86,6 +84,8 @@ def search(
 
     `at` gives the settings at a place of the unit cube of `dim` sides. Fewer where there are not so many.
     """
+    from scipy.optimize import direct  # slow to import
+
     tried: list[tuple[Settings, float]] = []
 
     def ask(place: Sequence[float]) -> float:

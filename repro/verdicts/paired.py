@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from metrics.files import InputError
 from metrics.frechet import jackknife
@@ -42,8 +41,12 @@ class Difference:
     def p(self, margin: float) -> float:
         """Two-sided p-value of the difference being `margin`, by Student's t with one degree of freedom less than
         groups."""
+        from scipy.special import stdtr  # slow to import
+
         away = abs(self.value - margin)
-        return 2 * float(t.sf(away / self.standard_error, self.groups - 1)) if self.standard_error else float(not away)
+        if not self.standard_error:
+            return float(not away)
+        return 2 * float(stdtr(self.groups - 1, -away / self.standard_error))
 
     def needed(self, margin: float, level: float) -> float:
         """How many times as much would tell the difference from `margin` at a level, if it is what it seems to be."""
@@ -52,7 +55,9 @@ class Difference:
 
     def _least(self, level: float) -> float:
         """How far from a margin the difference, on its own, tells itself from it."""
-        return float(t.ppf(1 - level / 2, self.groups - 1)) * self.standard_error
+        from scipy.special import stdtrit  # slow to import
+
+        return float(stdtrit(self.groups - 1, 1 - level / 2)) * self.standard_error
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> Difference:
