@@ -134,9 +134,12 @@ class Trainer:
         self.loss = EDM2Loss(settings.P_mean, settings.P_std, network.sigma_data)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=settings.ref_lr, betas=(0.9, 0.99), fused=True)
         self.ema = PowerFunctionEMA(network, settings.ema_stds)
+        self._wrapped: nn.Module = network
         distributed.barrier()
-        with distributed.exchange():
-            self._wrapped = DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
+        if world > 1:
+            with distributed.exchange():
+                self._wrapped = DistributedDataParallel(network)
+            self._wrapped.broadcast_buffers = False  # they never change
 
     def step(self, batches: Iterable[Batch]) -> Tensor:
         """One optimiser step on this process's share of the batch, in pieces; returns the summed loss, on the device.
@@ -190,7 +193,7 @@ def initial(settings: TrainingSettings, dataset: TrainingData, device: torch.dev
 def channels_last(network: Precond) -> Precond:
     """Lay out convolution weights with channels innermost, which convolutions run faster on; returns `network`."""
     for p in [p for p in network.parameters() if p.ndim == 4]:
-        p.data = p.data.contiguous(memory_format=torch.channels_last)
+        p.data = p.data.clone(memory_format=torch.channels_last)  # of 1x1 too, whose gradients DDP wants laid out alike
     return network
 
 

@@ -175,6 +175,7 @@ def test_two_processes_and_accumulation_agree_with_one_process(tiny: TrainingCon
     config = tiny.changed(network={"dropout": 0.0}, total_nimg=160, snapshot_nimg=160, checkpoint_nimg=160)
     finished = run_script(DISTRIBUTED, config, tmp_path / "two", processes=2)
     assert finished.returncode == 0, finished.stderr[:3000]
+    assert "Warning" not in finished.stderr, finished.stderr[:3000]
     train(config, DIGITS, tmp_path / "one")
     train(config.changed(device_batch_size=3), DIGITS, tmp_path / "pieces")
     one = final_weights(tmp_path / "one")
