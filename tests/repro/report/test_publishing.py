@@ -85,3 +85,4 @@ def test_the_committed_readme_is_in_step_with_the_committed_results():
     text = (ROOT / "README.md").read_text()
     block = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert block == readme_block(study, folder, Path("results/default"))
+    assert (ROOT / "results" / "training-seeds" / "order.md").read_text() in text
