@@ -127,7 +127,7 @@ class ImageKind(Kind):
         loaded = {name: load(name, device=distributed.device()) for name in detectors}
         order = np.random.default_rng(0).permutation(len(images))
         cache = target / "cache"  # chunks of an unfinished extraction, those of other numerics apart
-        chunks = cache / "-".join(map(str, numerics("features").values()))
+        chunks = cache.joinpath(*map(str, numerics("features").values()))
         write_reference(
             target, loaded, images.digest, images.labels, lambda: features.extract(images, loaded, chunks), order
         )

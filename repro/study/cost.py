@@ -244,9 +244,9 @@ def show(study: Study, found: Cost, record: Record, price: float | None = None) 
         lines.append(f"{label:46}{_many(row['amount']):>9}{rate:>11}{row['hours']:>9,.2f}")
     lines.append("")
     if (found.parts["origin"] == "measured").any():
-        dates = sorted({rate.date or record.date for rate in record.rates})
-        days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        lines += textwrap.wrap(f"* measured on {record.machine}, {days}", WIDTH, subsequent_indent="  ")
+        dates = [rate.date or record.date for rate in record.rates]
+        when = " to ".join(dict.fromkeys((min(dates), max(dates))))
+        lines += textwrap.wrap(f"* measured on {record.machine}, {when}", WIDTH, subsequent_indent="  ")
     if (found.parts["origin"] != "measured").any():
         lines.append("  published or (?) assumed of one A100; `repro preflight` measures")
     return "\n".join([*lines, *summary(found, price)])

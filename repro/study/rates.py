@@ -116,7 +116,7 @@ class Measured:
     per_second: float
     #: How, where not as the study has it.
     note: str = ""
-    #: When.
+    #: When; empty in records of before, whose date it is then.
     date: str = ""
 
 
