@@ -11,10 +11,11 @@ import time
 import torch
 from torch import Tensor
 
+from metrics.memory import keep_freed_memory
 from repro.toy.mixture import Mixture, fractal
 from repro.toy.model import ToyNetwork
 from repro.toy.settings import ToySettings
-from repro.toy.training import Trainer, draw, keep_freed_memory
+from repro.toy.training import Trainer, draw
 
 ITERATIONS = 12
 TOLERANCES = {"einsum": 5e-5, "ours": 1e-5}  # of sigma * score against float64

@@ -17,6 +17,7 @@ import click
 
 from metrics.errors import lacking
 from metrics.files import InputError, explained, folder_lock, on_one_line, write_text
+from metrics.memory import keep_freed_memory
 from metrics.results import version
 
 #: By which a CSV and a page, at their beginnings, and a JSON file are known as results of the command line.
@@ -48,6 +49,7 @@ def run(cli: click.Group, program: str, arguments: Sequence[str] | None = None) 
 
     SIGTERM ends work in the same orderly way as Ctrl-C, so that temporary files and child processes go.
     """
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _again
     try:

@@ -55,14 +55,6 @@ class Trainer:
         self.iteration = state["iteration"]
 
 
-def keep_freed_memory() -> None:
-    """Make glibc keep freed blocks for the next iteration, a third of which would be page faults to get them again.
-
-    Once it has freed a block of some size, it keeps all smaller ones (mallopt(3), M_MMAP_THRESHOLD).
-    """
-    torch.empty(24 * 2**20, dtype=torch.uint8)
-
-
 def draw(mixture: Mixture, settings: ToyTrainingSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One batch of noisy points [N, 2] and their noise levels [N, 1], ln(sigma) normally distributed."""
     clean = mixture.sample(settings.batch_size, generator)
@@ -81,7 +73,6 @@ def train(
     made_of = digest(network, training, numerics("toy"))
     if path.exists() and _read_metadata(path).get("digest") == made_of:
         return load(path)
-    keep_freed_memory()
     checkpoint = path.with_suffix(".checkpoint.pt")
     trainer = Trainer(network, training)
     if checkpoint.exists():

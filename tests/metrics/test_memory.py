@@ -1,5 +1,8 @@
-"""Where a GPU's memory runs out, the batch is halved, once, and what comes out is the same."""
+"""Where a GPU's memory runs out, the batch is halved, once, and what comes out is the same; freed memory is kept."""
 
+import platform
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -84,3 +87,30 @@ def test_a_detector_halves_its_batch() -> None:
     detector, images = Small(), torch.randint(256, (8, 3, 4, 4), dtype=torch.uint8)
     torch.testing.assert_close(detector(images), images.float().mean(dim=(1, 2, 3))[:, None])
     assert detector.device_memory.seen == [8, 4, 4]
+
+
+#: What a command does that allocates 100 MiB and frees them, ten times: faults of each time.
+AGAIN = """
+import resource, sys, click, torch
+from metrics import command_line
+
+@click.group()
+def cli(): ...
+
+@cli.command("work")
+def work():
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(100 * 2**20, dtype=torch.uint8).zero_()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+sys.exit(command_line.run(cli, "tool", ["work"]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_commands_use_large_blocks_again() -> None:
+    said = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True).stdout
+    first, *later = map(int, said.split())
+    assert first >= 50  # pages of 2 MiB at most
+    assert sum(later) < len(later) * first / 2
