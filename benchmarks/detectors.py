@@ -6,7 +6,6 @@ rounds counts for each. Decoding in worker processes is set against Pillow in a 
 """
 
 import io
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from metrics.detectors.inception import BN_EPS, STRIDED, UNPADDED, InceptionV3, 
 from metrics.detectors.weights import locate
 from metrics.files.tensors import load_state_dict
 from metrics.images import open_images
+from metrics.machine import cores
 from repro.preflight.standins import photographs, random_vit
 
 BATCH = {"cpu": 8, "cuda": 128}
@@ -119,7 +119,7 @@ def decoding(folder: Path) -> None:
         return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 
     def ours() -> list[np.ndarray]:
-        return [image for batch in images.batches(batches, len(os.sched_getaffinity(0))) for image in batch]
+        return [image for batch in images.batches(batches, cores()) for image in batch]
 
     assert all(np.array_equal(a, b) for a, b in zip(loop(), ours(), strict=True))
     found = rates({"loop": loop, "ours": ours}, DECODED, "cpu")
@@ -131,7 +131,7 @@ def decoding(folder: Path) -> None:
 
 
 def main() -> None:
-    print(f"{torch.get_num_threads()} threads, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+    print(f"{torch.get_num_threads()} threads, {cores()} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         decoding(Path(folder))
     weights = locate("inception")

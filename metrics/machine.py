@@ -62,6 +62,11 @@ def machine() -> Machine:
     return Machine(**{key: "" if value in (None, False) else str(value) for key, value in values.items()})
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def _read(path: str, _: int) -> dict[str, object]:
     found = read_yaml(path) or {}

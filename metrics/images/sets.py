@@ -21,7 +21,7 @@ from metrics.files import InputError, explained
 from metrics.images.builtin import resolve
 from metrics.images.decoding import Finding, decode, inspect
 from metrics.images.sources import IMAGE_SUFFIXES, LABELS, Source, open_sources
-from metrics.machine import machine
+from metrics.machine import cores, machine
 from metrics.progress import progress
 from metrics.sizes import Extent
 
@@ -294,8 +294,7 @@ def _workers(spare: int = 0) -> int:
     """Processes that read: as the machine is set, else a core each but `spare`, shared with torchrun's other ones."""
     if machine().workers:
         return int(machine().workers)
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - spare, 1)
+    return max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - spare, 1)
 
 
 def read_ahead(reader: Any, batches: Sequence[Any]) -> Iterator[list[Any]]:

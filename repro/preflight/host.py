@@ -12,6 +12,7 @@ import torch
 
 from metrics.files import atomic_write
 from metrics.files.reading import files_below
+from metrics.machine import cores
 from repro.guidance import Guided
 from repro.preflight.checks import Setting, failed, passed, skipped
 from repro.preflight.exactness import free_bytes
@@ -57,11 +58,6 @@ def _driver() -> str:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")[0]
     return ""
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu(number: int) -> Finding:

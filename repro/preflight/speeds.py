@@ -17,7 +17,7 @@ from metrics.detectors.dinov2 import DINOv2
 from metrics.detectors.weights import WEIGHTS, locate
 from metrics.features import detect
 from metrics.files import InputError
-from metrics.machine import machine
+from metrics.machine import cores, machine
 from repro.data.digits import NAME as DIGITS
 from repro.data.digits import Classifier
 from repro.degradations import GUIDE, MAIN, degrade
@@ -25,7 +25,6 @@ from repro.guidance import Blend
 from repro.inference import fold
 from repro.networks import Denoiser
 from repro.preflight.checks import MEASURED_FOR, Setting, passed, per_second, skipped, timed
-from repro.preflight.host import cores
 from repro.preflight.standins import photographs, random_network, random_vae, random_vit
 from repro.sampling.batches import sample_batch
 from repro.sampling.features import BATCH
