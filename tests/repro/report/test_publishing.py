@@ -86,3 +86,24 @@ def test_the_committed_readme_is_in_step_with_the_committed_results():
     block = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert block == readme_block(study, folder, Path("results/default"))
     assert (ROOT / "results" / "training-seeds" / "order.md").read_text() in text
+    assert (ROOT / "results" / "cifar10-cpu" / "claims.md").read_text() in text
+
+
+#: What the README's first screen sums up: bullet, study, claim.
+SUMMED_UP = (
+    ("2D example", "default", "Autoguidance removes outliers"),
+    ("2D example", "default", "Autoguidance keeps branches that CFG drops"),
+    ("Digits under FID", "default", "Autoguidance lowers FID"),
+    ("Digits under FID", "default", "Autoguidance beats CFG in FID"),
+    ("Photographs under FID", "cifar10-cpu", "Autoguidance lowers FID"),
+    ("Photographs under FID", "cifar10-cpu", "Autoguidance beats CFG in FID"),
+)
+
+
+@pytest.mark.parametrize(("bullet", "study", "claim"), SUMMED_UP)
+def test_the_first_screen_sums_up_the_committed_claims(bullet: str, study: str, claim: str) -> None:
+    table = (ROOT / "results" / study / "claims.md").read_text().splitlines()
+    row = next([cell.strip() for cell in line.split("|")] for line in table if line.startswith(f"| {claim} "))
+    text = (ROOT / "README.md").read_text().split(BEGIN)[0]
+    found = " ".join(text.split(f"- **{bullet}**")[1].split("- **")[0].split())
+    assert f"{row[6]}: {row[2]})" in found  # the difference and the verdict
