@@ -18,6 +18,7 @@ def keep_freed_memory() -> None:
     """Make glibc, where it is the C library, keep freed blocks of up to 2 GiB for the next ones.
 
     It would hand those of a batch's activations back, and a third of the time go to page faults to get them again.
+    This is of the whole process, so that the command lines do it, and what is used from Python does not.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, LARGEST)

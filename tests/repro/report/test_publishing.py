@@ -86,7 +86,8 @@ def test_the_committed_readme_is_in_step_with_the_committed_results():
     block = text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
     assert block == readme_block(study, folder, Path("results/default"))
     assert (ROOT / "results" / "training-seeds" / "order.md").read_text() in text
-    assert (ROOT / "results" / "cifar10-cpu" / "claims.md").read_text() in text
+    for table in ("claims.md", "cifar10-cpu-train.md"):
+        assert (ROOT / "results" / "cifar10-cpu" / table).read_text() in text
 
 
 #: What the README's first screen sums up: bullet, study, claim.
