@@ -116,12 +116,17 @@ def grouped(seeds: Iterable[int], size: int) -> list[list[int]]:
     return [list(members) for _, members in itertools.groupby(sorted(set(seeds)), lambda seed: seed // size)]
 
 
-def ahead(make: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
-    """`make` of every item, in order, with up to `count` later ones begun in threads that share out torch's."""
+def ahead(make: Callable[[Any], Any], items: Iterable[Any], count: int, threads: int | None = None) -> Iterator[Any]:
+    """`make` of every item, in order, with up to `count` later ones begun in as many threads of Python.
+
+    `threads`: how many of torch's each of them computes with; None: they share out torch's.
+    """
     if count == 0:
         yield from map(make, items)
         return
-    with ThreadPoolExecutor(count, "ahead", torch.set_num_threads, (max(torch.get_num_threads() // count, 1),)) as pool:
+    own = torch.get_num_threads()  # settles those of this thread, which else would become what the others set
+    threads = threads or max(own // count, 1)
+    with ThreadPoolExecutor(count, "ahead", torch.set_num_threads, (threads,)) as pool:
         futures = (pool.submit(make, item) for item in items)
         begun = deque(itertools.islice(futures, count))
         for future in futures:

@@ -69,7 +69,8 @@ def draw(settings: TrainingSettings, dataset: TrainingData, positions: np.ndarra
 def drawn_ahead(config: TrainingConfig, dataset: TrainingData, steps: range) -> Iterator[list[Drawn]]:
     """This process's share of each step's batch, in pieces that its device holds, one step ahead in the background.
 
-    `steps` are the image counts at which they begin.
+    `steps` are the image counts at which they begin. They are drawn with one of torch's threads: the idle ones of a
+    second set spin for a while, and took a sixth of the CPU from the step beside them.
     """
     share = config.settings.batch_size // distributed.world_size()
     size = config.pace.device_batch_size or share
@@ -78,7 +79,7 @@ def drawn_ahead(config: TrainingConfig, dataset: TrainingData, steps: range) -> 
         positions = nimg + distributed.rank() * share + np.arange(share)
         return [draw(config.settings, dataset, positions[i : i + size]) for i in range(0, share, size)]
 
-    return ahead(pieces, steps, 1)
+    return ahead(pieces, steps, 1, threads=1)
 
 
 @dataclass(frozen=True)

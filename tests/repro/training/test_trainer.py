@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,3 +83,25 @@ def test_noise_levels_follow_the_log_normal(tiny: TrainingConfig) -> None:
 def test_streams_for_different_purposes_do_not_repeat() -> None:
     keys = {int(mix(seed, kind, position)) for seed in range(8) for kind in range(8) for position in range(64)}
     assert len(keys) == 8 * 8 * 64
+
+
+def test_draws_leave_the_step_its_threads() -> None:
+    # in a new process, whose threads of torch's are not settled yet
+    code = """
+import torch
+from repro.data.digits import Digits
+from repro.training import NetworkSettings, Pace, TrainingConfig, TrainingSettings
+from repro.training.trainer import drawn_ahead
+
+class Noted(Digits):
+    def batch(self, *args):
+        print(torch.get_num_threads())
+        return super().batch(*args)
+
+settings = TrainingSettings("run", NetworkSettings(), batch_size=8, ref_batches=1, rampup_Mimg=0)
+list(drawn_ahead(TrainingConfig(settings, Pace(16, 8, 8)), Noted(), range(0, 16, 8)))
+print(torch.get_num_threads())
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["1", "1", "2"]
