@@ -35,7 +35,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("path", "peta"), [(STUDY, 63), (SMALL, 0.256)])
+@pytest.mark.parametrize(("path", "peta"), [(STUDY, 63), (SMALL, 0.367)])
 def test_the_studys_arithmetic_is_what_its_comments_say(path: Path, peta: float) -> None:
     """So many 10^15 multiply-additions, which the estimate of how long it takes rests on."""
     study = studies.load(path)
@@ -78,11 +78,11 @@ def test_the_interval_is_the_published_one() -> None:
     assert study.generate["cifar10-interval"].guided.interval == wanted
 
 
-def test_the_small_study_has_the_other_s_claims() -> None:
+def test_the_small_study_has_the_other_s_claims_first() -> None:
     """And each block has more images than the covariance of Inception's features has dimensions."""
     small, other = studies.load(SMALL), studies.load(STUDY)
     renamed = [replace(x, better=x.better.replace("-cpu", ""), than=x.than.replace("-cpu", "")) for x in small.claims]
-    assert renamed == other.claims
+    assert renamed[: len(other.claims)] == other.claims
     assert {len(studies.parse_seeds(block)) for item in small.sampled.values() for block in item.seeds} == {2500}
 
 
@@ -97,23 +97,21 @@ def test_report_seeds_are_not_those_of_the_sweeps() -> None:
 
 def cut_down(path: Path, source: Path) -> Study:
     """A study with smaller numbers, and nothing else changed: a few CPU minutes."""
-    text = path.read_text()
-    for kimg in ("0006291", "0000262"):
-        text = text.replace(kimg, "0000002")
-    for kimg in ("0000786", "0003145", "0000032", "0000131"):
-        text = text.replace(kimg, "0000001")
+    text, shorter = path.read_text(), {6291: 2, 262: 2, 65: 2, 786: 1, 3145: 1, 32: 1, 131: 1}
+    for kimg, less in shorter.items():
+        text = text.replace(f"{kimg:07d}", f"{less:07d}")
     raw = yaml.safe_load(text)
     (data,) = raw["data"].values()
     data["settings"]["source"] = str(source)
     if "reference" in data:
         data["reference"]["num_images"] = 100
-    for item, channels, total in zip(raw["train"].values(), (16, 8, 8), (2048, 1024, 1024), strict=True):
+    for item, channels in zip(raw["train"].values(), (16, 8, 8), strict=True):
         smaller = {"model_channels": channels, "num_blocks": 1, "channels_per_head": 8}
-        counts = dict(batch_size=64, total_nimg=total, rampup_Mimg=0.0005, log_nimg=1024)
+        counts = dict(batch_size=64, total_nimg=2048, rampup_Mimg=0.0005, log_nimg=1024)
         item["config"] |= counts | {"network": item["config"]["network"] | smaller}
         item["config"] |= dict.fromkeys(("snapshot_nimg", "checkpoint_nimg"), 1024)
-    for item, kimg in zip(raw["reconstruct"].values(), (2, 1, 1), strict=True):
-        item["kimg"] = kimg
+    for item in raw["reconstruct"].values():
+        item["kimg"] = shorter[item["kimg"]]
     raw["sampler"] |= {"num_steps": 4, "batch_size": 8}
     raw["shards"] = {"size": 16}
     raw["evaluate"]["num_real"] = 100
