@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 repro: install
 	@echo "The default study: the 2D example, whose table comes first, then digits: data, training, samples, measures."
-	@echo "About 30 minutes on two idle cores, an hour on slow ones; interrupt it at will, the same command goes on."
+	@echo "About 16 minutes on two idle cores, half an hour on slow ones; interrupt it at will, the same command goes on."
 	$(RUN) dvc repro
 	@test $(RELINKED) -nt dvc.lock || { $(RUN) dvc checkout --quiet --relink && touch $(RELINKED); }
 	@cat "out/$$(sed -n 's/^study: *//p' params.yaml)/report/summary.txt"
