@@ -83,6 +83,11 @@ def test_the_small_study_has_the_other_s_claims_first() -> None:
     small, other = studies.load(SMALL), studies.load(STUDY)
     renamed = [replace(x, better=x.better.replace("-cpu", ""), than=x.than.replace("-cpu", "")) for x in small.claims]
     assert renamed[: len(other.claims)] == other.claims
+    assert [(x.better, x.than, x.metric) for x in renamed[len(other.claims) :]] == [
+        ("cifar10-autoguidance", "cifar10-reduced-training", "fid"),
+        ("cifar10-reduced-training", "cifar10-cfg", "fid"),
+        ("cifar10-later-guide", "cifar10-cfg", "fid"),
+    ]
     assert {len(studies.parse_seeds(block)) for item in small.sampled.values() for block in item.seeds} == {2500}
 
 
